@@ -1,0 +1,75 @@
+// The interface between masked diffusion models and the decoding loop.
+//
+// Rows are the currency. A batch is packed: the tokens of B sequences lie one after another in one
+// vector of R tokens, sequence b owning rows cu_seqlens[b] .. cu_seqlens[b+1]-1 (the varlen
+// convention of FlashAttention). There is no padding, so sequences of different lengths share a
+// batch at no cost, and "rows" always means indices into [0, R).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace tabes {
+
+struct ModelInfo {
+  std::string family;          // "llada", "bert", ...
+  int64_t vocab_size = 0;      // width of the logits, V
+  int64_t hidden_size = 0;     // width of the input embeddings, D
+  int64_t num_layers = 0;
+  int64_t max_length = 0;      // longest sequence the model was made for, in tokens
+  int64_t parameters = 0;      // number of weights
+  int64_t mask_token_id = -1;  // always in [0, V)
+  std::vector<int64_t> eos_token_ids;  // tokens that end a text; may be empty
+  std::optional<int64_t> bos_token_id;
+  std::optional<int64_t> pad_token_id;
+  at::Device device = at::kCPU;
+  at::ScalarType dtype = at::kFloat;
+};
+
+struct PackedBatch {
+  at::Tensor tokens;                // [R] int64, on the model's device
+  std::vector<int64_t> cu_seqlens;  // [B + 1], cu_seqlens[0] = 0, cu_seqlens[B] = R, increasing
+
+  int64_t rows() const { return cu_seqlens.back(); }
+  int64_t size() const { return static_cast<int64_t>(cu_seqlens.size()) - 1; }
+};
+
+// Some rows of a packed batch, in order: those of sequence b are rows[cu_rows[b] : cu_rows[b + 1]].
+struct RowSet {
+  at::Tensor rows;               // [n] int64, on the model's device, increasing
+  std::vector<int64_t> cu_rows;  // [B + 1]
+
+  int64_t count() const { return cu_rows.back(); }
+};
+
+// Called now and then during long computations; it may throw to stop them.
+using Poll = std::function<void()>;
+
+// A frozen model that predicts every position from all the others. Implementations are immutable
+// after construction: all const members may be called from several threads at once.
+class Denoiser {
+ public:
+  virtual ~Denoiser() = default;
+
+  virtual const ModelInfo& info() const = 0;
+
+  // Input embeddings [V, D] in the model's dtype; row v is e(v).
+  virtual at::Tensor embedding_table() const = 0;
+
+  // Features [n, F] from which project() computes the logits of the n wanted rows. Throws
+  // InputError if a sequence is empty or longer than info().max_length, or if a token id is
+  // outside the vocabulary.
+  virtual at::Tensor encode(const PackedBatch& batch, const RowSet& rows,
+                            const Poll& poll = {}) const = 0;
+
+  // Logits [n, V] of features [n, F], in the model's dtype. Apart from encode() so that a caller
+  // can take the rows in pieces and never hold n * V numbers.
+  virtual at::Tensor project(const at::Tensor& features) const = 0;
+};
+
+}  // namespace tabes

@@ -1,0 +1,88 @@
+// The decoding loop.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "tabes/denoiser.h"
+#include "tabes/policy.h"
+
+namespace tabes {
+
+// What one step did. The tensors are [k] on the CPU, one entry a revealed token, by sequence and
+// position.
+struct StepRecord {
+  int64_t step = 0;                 // counts from 0
+  std::vector<int64_t> masked;      // masked positions of every sequence before the step
+  std::vector<int64_t> eligible;    // of these, how many could be revealed
+  int64_t scored = 0;               // rows the policy scored
+  at::Tensor sequence, position, token;       // int64
+  at::Tensor confidence, entropy, score;      // float64
+  int64_t forward_rows = 0;         // rows through the trunk, both passes of guidance counted
+  int64_t head_rows = 0;            // rows through the vocabulary projection
+  double seconds = 0;               // the whole step
+  double model_seconds = 0;         // of it, inside the model and its statistics
+};
+
+// Sees the record and every sequence's tokens (CPU, int64) after each step; false stops decoding.
+using StepCallback =
+    std::function<bool(const StepRecord& record, const std::vector<at::Tensor>& tokens)>;
+
+struct GenerateOptions {
+  // Denoising steps. Each block of a sequence gets an equal share (remainder to the first blocks),
+  // and each step of a block an equal share of its masks (remainder to the first steps): LLaDA's
+  // quota. Steps that would reveal nothing are not run.
+  int64_t steps = 64;
+  // Reveal masks block by block from the left: blocks of this many positions, counted from the
+  // sequence's first mask. None: everything at once.
+  std::optional<int64_t> block_length;
+  std::shared_ptr<const Policy> policy;  // none: confidence
+  // 0 writes the likeliest token; otherwise tokens are drawn from softmax(logits / temperature)
+  // cut to top_k (0: no cut), then top_p. A draw depends only on (seed, sequence, position, step).
+  double temperature = 0.0;
+  int64_t top_k = 0;
+  double top_p = 1.0;
+  // Classifier-free guidance: u + (cfg_scale + 1) (c - u) with u the logits of the canvas whose
+  // given tokens are masked as well. 0: off.
+  double cfg_scale = 0.0;
+  uint64_t seed = 0;
+  // The number each sequence's draws are keyed by; none: 0, 1, 2, ... Give a sequence the same
+  // number and it is decoded the same way in any batch.
+  std::vector<int64_t> sequence_ids;
+  std::vector<int64_t> forbidden;       // token ids never written; the mask never is
+  bool logits_eos_inf = false;          // never write an end-of-text token (LLaDA's name)
+  bool confidence_eos_eot_inf = false;  // reveal end-of-text tokens last, at any temperature
+  StepCallback callback;
+  Poll poll;  // called often during a step; may throw to stop (nothing is returned then)
+};
+
+struct GenerateResult {
+  std::vector<at::Tensor> tokens;  // every sequence, int64 on the CPU
+  std::vector<StepRecord> trace;
+  bool finished = true;            // false: the callback stopped it and masks remain
+  int64_t forward_rows = 0;
+  int64_t head_rows = 0;
+  double forward_equivalents = 0;  // forward_rows / number of tokens in the batch
+  double seconds = 0;
+};
+
+// Fills every mask token of every sequence. `sequences` are 1-D int64 tensors of any lengths with
+// mask tokens anywhere; other tokens are never changed. Throws InputError for an argument out of
+// range, an empty sequence or batch, one longer than the model allows, a token outside the
+// vocabulary or nothing to fill; NumericsError, naming step, sequence and position, if the model
+// computes NaN.
+GenerateResult generate(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+                        const GenerateOptions& options = {});
+
+// `prompt` (1-D int64) followed by gen_length masks: what generate() continues.
+at::Tensor with_masks(const Denoiser& model, const at::Tensor& prompt, int64_t gen_length);
+
+// Logits float32 (float64 for a float64 model) [R, V] at every position of the packed sequences.
+at::Tensor logits(const Denoiser& model, const std::vector<at::Tensor>& sequences);
+
+}  // namespace tabes

@@ -1,0 +1,62 @@
+// The model families tabes reads. Supporting another one means describing it in a file of its own
+// and listing it in families.cpp.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "checkpoint/config.h"
+#include "checkpoint/tensor_store.h"
+#include "tabes/transformer.h"
+
+namespace tabes::checkpoint {
+
+// Where our tensor is in the files. In both names "{}" stands for the layer number. A rule may
+// leave out a final ".weight" or ".bias", which then carries over ("gamma" and "beta", as in old
+// files, are tried too). The first rule that leads to a tensor wins.
+struct NameRule {
+  std::string_view ours;
+  std::string_view theirs;
+};
+
+// A tensor that repeats another one (the decoder of a model with tied embeddings, say). It may be
+// in the files, but only with the same content.
+struct Copy {
+  std::string_view of;      // our name
+  std::string_view theirs;  // its name in the files
+};
+
+struct Family {
+  std::string_view name;
+  std::vector<std::string_view> model_types;    // values of config.json's model_type
+  std::vector<std::string_view> architectures;  // consulted if there is no model_type
+  std::string_view telltale;  // a tensor only this family has, for configs with neither
+
+  // Everything but the mask token. Throws CheckpointError.
+  TransformerConfig (*parse)(const Config& config);
+
+  std::vector<NameRule> names;
+  std::vector<std::string_view> ignorable;  // tensors without a part in the logits, "*" = anything
+  std::vector<Copy> (*copies)(const TransformerConfig& model);
+
+  std::vector<std::string_view> mask_texts;  // the mask token as it is spelled in vocabularies
+  // The mask token of checkpoints whose files do not say, or -1.
+  int64_t (*usual_mask_token)(const TransformerConfig& model);
+};
+
+const std::vector<const Family*>& families();
+
+// The family that `config` or, failing that, the tensor names announce. Throws CheckpointError.
+const Family& detect_family(const Config& config, const TensorStore& tensors);
+
+// Names under which our tensor `name` may be in this family's files, in order of preference.
+std::vector<std::string> candidate_names(const Family& family, std::string_view name);
+
+// Whether `text` matches `pattern`, in which "*" stands for any text.
+bool matches(std::string_view pattern, std::string_view text);
+
+const Family& llada_family();
+const Family& bert_family();
+
+}  // namespace tabes::checkpoint

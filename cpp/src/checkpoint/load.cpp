@@ -1,0 +1,111 @@
+#include <ATen/Context.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/util/Exception.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <new>
+#include <utility>
+
+#include "checkpoint/checks.h"
+#include "checkpoint/config.h"
+#include "checkpoint/families.h"
+#include "checkpoint/file.h"
+#include "checkpoint/mask_token.h"
+#include "checkpoint/plan.h"
+#include "checkpoint/tensor_read.h"
+#include "checkpoint/tensor_store.h"
+#include "tabes/checkpoint.h"
+#include "tabes/error.h"
+#include "tabes/transformer.h"
+
+namespace tabes {
+namespace {
+
+using namespace checkpoint;  // NOLINT(google-build-using-namespace): the reader's own parts
+
+class FileWeights final : public WeightSource {
+ public:
+  FileWeights(const Plan& plan, const LoadOptions& options, const std::string& folder)
+      : plan_(plan), options_(options), folder_(folder) {}
+
+  void read(const std::string& name, at::Tensor destination) override {
+    const auto it = plan_.weights.find(name);
+    if (it == plan_.weights.end()) fail(folder_, "has no tensor for the weight " + quote(name));
+    const auto& [file, info] = it->second;
+    read_into(*file, *info, destination);
+    done_ += info->bytes();
+    if (options_.progress) {
+      options_.progress(static_cast<int64_t>(done_), static_cast<int64_t>(plan_.bytes));
+    }
+  }
+
+ private:
+  const Plan& plan_;
+  const LoadOptions& options_;
+  const std::string& folder_;
+  uint64_t done_ = 0;
+};
+
+void check_device(const at::Device& device) {
+  if (device.is_cuda() && !at::hasCUDA()) {
+    throw DeviceError(
+        "device cuda is not available: either no CUDA GPU is visible, or this build of tabes has "
+        "no "
+        "CUDA support (rebuild with -DTABES_CUDA=ON against a CUDA build of torch)");
+  }
+}
+
+void check_folder(const std::string& folder) {
+  struct stat info {};
+  if (::stat(folder.c_str(), &info) != 0) {
+    fail(folder, "no such folder (tabes reads local folders and downloads nothing)");
+  }
+  if (!S_ISDIR(info.st_mode)) {
+    fail(folder, "is not a folder: pass the one that holds config.json and the weights");
+  }
+}
+
+std::shared_ptr<const Denoiser> load_folder(const std::string& folder, const LoadOptions& options) {
+  check_folder(folder);
+  const File config_file(folder + "/config.json");
+  const Config config(config_file.read_all(kMaxConfigBytes), config_file.path());
+  const TensorStore store(folder);
+  const Family& family = detect_family(config, store);
+  TransformerConfig model = family.parse(config);
+  model.mask_token_id = find_mask_token(folder, config, family, model, options.mask_token_id);
+  const Plan plan = make_plan(model, family, store);
+  FileWeights weights(plan, options, folder);
+  return make_transformer(model, weights, options.device, options.dtype);
+}
+
+// ATen reports a failed CPU allocation as a plain Error, told apart only by its text.
+bool is_out_of_memory(const c10::Error& error) {
+  return dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr ||
+         std::string_view(error.what_without_backtrace()).find("allocate memory") !=
+             std::string_view::npos;
+}
+
+}  // namespace
+
+std::shared_ptr<const Denoiser> load(const std::string& directory, const LoadOptions& options) {
+  check_device(options.device);
+  // Weights made under a caller's inference mode could never be part of a gradient computation.
+  const c10::InferenceMode inference(false);
+  const at::NoGradGuard no_grad;
+  std::string folder = directory;
+  while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
+  const std::string out_of_memory =
+      folder + ": not enough memory to load the model on " + options.device.str();
+  try {
+    return load_folder(folder, options);
+  } catch (const c10::Error& error) {
+    if (is_out_of_memory(error)) throw DeviceError(out_of_memory);
+    throw;
+  } catch (const std::bad_alloc&) {
+    throw DeviceError(out_of_memory);
+  }
+}
+
+}  // namespace tabes

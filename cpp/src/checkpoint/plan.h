@@ -1,0 +1,32 @@
+// Which tensor of the files fills which weight of the model, settled before anything is allocated.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "checkpoint/families.h"
+#include "checkpoint/tensor_store.h"
+#include "tabes/transformer.h"
+
+namespace tabes::checkpoint {
+
+struct TensorSpec {
+  std::string name;  // our name
+  std::vector<int64_t> shape;
+};
+
+// The tensors a model of this description is made of, as listed above WeightSource.
+std::vector<TensorSpec> tensor_specs(const TransformerConfig& model);
+
+struct Plan {
+  std::map<std::string, StoredTensor> weights;  // by our name
+  uint64_t bytes = 0;                           // of all of them in the files
+};
+
+// Throws CheckpointError if a tensor is missing, has another shape than the description asks for,
+// or has no part in the model: files of another architecture must not pass.
+Plan make_plan(const TransformerConfig& model, const Family& family, const TensorStore& store);
+
+}  // namespace tabes::checkpoint

@@ -1,0 +1,17 @@
+// From bytes of a safetensors file to tensors.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "checkpoint/safetensors.h"
+
+namespace tabes::checkpoint {
+
+// Fills `destination` with the data of `tensor`, whose shape it must have. A contiguous CPU
+// destination of the same dtype receives the bytes straight from the file; every other (another
+// floating dtype, a strided view, a GPU) through a buffer of a few rows. Throws CheckpointError if
+// the shapes differ or the conversion would not be one between floating dtypes.
+void read_into(const SafetensorsFile& file, const TensorInfo& tensor,
+               const at::Tensor& destination);
+
+}  // namespace tabes::checkpoint

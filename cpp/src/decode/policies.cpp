@@ -1,0 +1,89 @@
+#include <ATen/ops/empty.h>
+
+#include <array>
+#include <sstream>
+
+#include "random/philox.h"
+#include "tabes/error.h"
+#include "tabes/policy.h"
+
+namespace tabes {
+namespace {
+
+class Confidence final : public Policy {
+ public:
+  std::string name() const override { return "confidence"; }
+  at::Tensor score(const StepContext& context) const override {
+    return context.predictions.confidence;
+  }
+};
+
+class Margin final : public Policy {
+ public:
+  std::string name() const override { return "margin"; }
+  at::Tensor score(const StepContext& context) const override {
+    return context.predictions.margin;
+  }
+};
+
+class Entropy final : public Policy {
+ public:
+  std::string name() const override { return "entropy"; }
+  at::Tensor score(const StepContext& context) const override {
+    return context.predictions.entropy.neg();
+  }
+};
+
+// A score per (seed, sequence, position, step), so that the order of one sequence does not depend
+// on what else is in the batch.
+class Random final : public Policy {
+ public:
+  std::string name() const override { return "random"; }
+  at::Tensor score(const StepContext& context) const override {
+    const RowSet& eligible = context.eligible;
+    at::Tensor score = at::empty({eligible.count()}, at::kDouble);
+    const at::Tensor rows = eligible.rows.to(at::kCPU);
+    const int64_t* row = rows.const_data_ptr<int64_t>();
+    double* out = score.data_ptr<double>();
+    for (size_t b = 0; b + 1 < eligible.cu_rows.size(); ++b) {
+      for (int64_t i = eligible.cu_rows[b]; i < eligible.cu_rows[b + 1]; ++i) {
+        out[i] = counter_uniform(context.seed, Stream::order, context.sequence[b],
+                                 row[i] - context.batch.cu_seqlens[b], context.step[b]);
+      }
+    }
+    return score;
+  }
+};
+
+struct Named {
+  const char* name;
+  std::shared_ptr<const Policy> (*make)();
+};
+
+template <typename P>
+std::shared_ptr<const Policy> make() {
+  return std::make_shared<const P>();
+}
+
+constexpr std::array kPolicies{Named{"random", make<Random>}, Named{"confidence", make<Confidence>},
+                               Named{"margin", make<Margin>}, Named{"entropy", make<Entropy>}};
+
+}  // namespace
+
+std::shared_ptr<const Policy> make_policy(const std::string& name) {
+  for (const Named& p : kPolicies) {
+    if (name == p.name) return p.make();
+  }
+  std::ostringstream out;
+  out << "policy '" << name << "' is unknown; known are";
+  for (const Named& p : kPolicies) out << ' ' << p.name;
+  throw InputError(out.str());
+}
+
+std::vector<std::string> policy_names() {
+  std::vector<std::string> names;
+  for (const Named& p : kPolicies) names.emplace_back(p.name);
+  return names;
+}
+
+}  // namespace tabes

@@ -1,0 +1,24 @@
+// From model to predictions: the forward pass, guidance, forbidden tokens, statistics, and the
+// token that would be written at each row.
+#pragma once
+
+#include "decode/rows.h"
+#include "tabes/generate.h"
+
+namespace tabes {
+
+struct PredictRequest {
+  const PackedBatch& batch;
+  const RowSet& rows;
+  // Canvas of the unguided pass (given tokens masked), of the same lengths; null: no guidance.
+  const PackedBatch* unguided = nullptr;
+  const std::vector<int64_t>& forbidden;  // every token of probability 0, the mask among them
+  const GenerateOptions& options;
+  // [n] float64 in (0, 1) on the model's device, where the temperature is above 0.
+  at::Tensor uniforms;
+};
+
+// Predictions at request.rows. The logits exist for some rows at a time only.
+Predictions predict(const Denoiser& model, const PredictRequest& request);
+
+}  // namespace tabes

@@ -1,0 +1,79 @@
+#include "decode/rows.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <sstream>
+
+#include "tabes/error.h"
+
+namespace tabes {
+namespace {
+
+template <typename... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  std::ostringstream out;
+  (out << ... << parts);
+  throw InputError(out.str());
+}
+
+}  // namespace
+
+std::vector<HostTokens> checked_tokens(const ModelInfo& info,
+                                       const std::vector<at::Tensor>& sequences) {
+  if (sequences.empty()) refuse("the batch is empty; pass at least one sequence of token ids");
+  std::vector<HostTokens> result;
+  result.reserve(sequences.size());
+  for (size_t b = 0; b < sequences.size(); ++b) {
+    const at::Tensor& given = sequences[b];
+    if (!given.defined() || given.dim() != 1 || !at::isIntegralType(given.scalar_type(), false)) {
+      refuse("sequence ", b, " must be a 1-D tensor of integer token ids");
+    }
+    const int64_t length = given.size(0);
+    if (length == 0) refuse("sequence ", b, " is empty");
+    if (length > info.max_length) {
+      refuse("sequence ", b, " has ", length, " tokens but the model takes at most ",
+             info.max_length, "; shorten the prompt or gen_length");
+    }
+    const at::Tensor tokens = given.to(at::kCPU, at::kLong).contiguous();
+    const int64_t* data = tokens.const_data_ptr<int64_t>();
+    const auto bad = std::find_if(data, data + length,
+                                  [&](int64_t t) { return t < 0 || t >= info.vocab_size; });
+    if (bad != data + length) {
+      refuse("token ", *bad, " at position ", bad - data, " of sequence ", b,
+             " is outside the vocabulary of ", info.vocab_size);
+    }
+    result.emplace_back(data, data + length);
+  }
+  return result;
+}
+
+at::Tensor to_tensor(const std::vector<int64_t>& values, at::Device device) {
+  at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, at::kLong);
+  std::copy(values.begin(), values.end(), t.data_ptr<int64_t>());
+  return device.is_cpu() ? t : t.to(device);
+}
+
+PackedBatch pack(const std::vector<const HostTokens*>& sequences, at::Device device) {
+  PackedBatch batch;
+  batch.cu_seqlens = {0};
+  for (const HostTokens* s : sequences) {
+    batch.cu_seqlens.push_back(batch.cu_seqlens.back() + static_cast<int64_t>(s->size()));
+  }
+  at::Tensor tokens = at::empty({batch.rows()}, at::kLong);
+  int64_t* out = tokens.data_ptr<int64_t>();
+  for (const HostTokens* s : sequences) out = std::copy(s->begin(), s->end(), out);
+  batch.tokens = device.is_cpu() ? tokens : tokens.to(device);
+  return batch;
+}
+
+RowSet row_set(std::vector<int64_t> rows, std::vector<int64_t> cu_rows, at::Device device) {
+  return {to_tensor(rows, device), std::move(cu_rows)};
+}
+
+RowSet all_rows(const PackedBatch& batch) {
+  return {at::arange(batch.rows(), batch.tokens.options()), batch.cu_seqlens};
+}
+
+}  // namespace tabes

@@ -1,0 +1,27 @@
+// Packing host tokens and row numbers into the tensors a denoiser takes.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "tabes/denoiser.h"
+
+namespace tabes {
+
+using HostTokens = std::vector<int64_t>;
+
+// Copies 1-D integer tensors to host vectors. Throws InputError for an empty batch or sequence, a
+// wrong shape or dtype, a token outside the vocabulary, or a sequence longer than the model takes.
+std::vector<HostTokens> checked_tokens(const ModelInfo& info,
+                                       const std::vector<at::Tensor>& sequences);
+
+PackedBatch pack(const std::vector<const HostTokens*>& sequences, at::Device device);
+
+RowSet row_set(std::vector<int64_t> rows, std::vector<int64_t> cu_rows, at::Device device);
+
+// Every row of the batch.
+RowSet all_rows(const PackedBatch& batch);
+
+at::Tensor to_tensor(const std::vector<int64_t>& values, at::Device device = at::kCPU);
+
+}  // namespace tabes

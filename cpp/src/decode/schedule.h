@@ -1,0 +1,43 @@
+// Which block of a sequence is decoded now, and how many of its masks the next step reveals.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "decode/rows.h"
+
+namespace tabes {
+
+class Schedule {
+ public:
+  // Blocks of `block_length` positions from the first mask on (none: one block to the end); those
+  // without a mask are left out. Each block gets steps / blocks steps, the remainder going to the
+  // first ones. Throws InputError, naming sequence `number`, if there are more blocks than steps.
+  Schedule(const HostTokens& tokens, int64_t mask_token_id, int64_t steps,
+           std::optional<int64_t> block_length, size_t number);
+
+  bool done() const { return block_ == blocks_.size(); }
+  // Positions [begin, end) of the current block; its masked positions are eligible.
+  int64_t begin() const { return blocks_[block_].begin; }
+  int64_t end() const { return blocks_[block_].end; }
+  int64_t masked() const { return masked_; }  // in the whole sequence
+  // Masks the next step reveals: those left over the steps left, rounded up. This is LLaDA's
+  // division with the remainder going to the early steps.
+  int64_t quota() const;
+  int64_t total_steps() const { return total_steps_; }  // steps that reveal something
+
+  // A step has revealed `count` masks of the current block.
+  void advance(int64_t count);
+
+ private:
+  struct Block {
+    int64_t begin, end, masks, steps;
+  };
+  std::vector<Block> blocks_;
+  size_t block_ = 0;
+  int64_t masked_ = 0;
+  int64_t total_steps_ = 0;
+};
+
+}  // namespace tabes

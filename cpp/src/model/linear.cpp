@@ -1,0 +1,91 @@
+#include "model/linear.h"
+
+#include <ATen/Context.h>
+#include <ATen/core/List.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/linear.h>
+
+#include <optional>
+#include <string_view>
+
+#include "ops/call.h"
+
+namespace tabes {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using Reorder = at::Tensor(const at::Tensor&, std::optional<c10::SymInt>);
+using Pointwise = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
+                             c10::string_view, c10::List<std::optional<at::Scalar>>,
+                             std::optional<c10::string_view>);
+using Binary = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                          const OptionalTensor&, c10::string_view);
+
+// PyTorch's oneDNN operators have no C++ header; they are reached by name. A build without them
+// uses the default product.
+struct OneDnn {
+  c10::TypedOperatorHandle<Reorder> reorder;
+  c10::TypedOperatorHandle<Pointwise> pointwise;
+  c10::TypedOperatorHandle<Binary> binary;
+
+  static const OneDnn* get() {
+    static const std::optional<OneDnn> found = [] () -> std::optional<OneDnn> {
+      auto& dispatcher = c10::Dispatcher::singleton();
+      auto reorder = dispatcher.findSchema({"mkldnn::_reorder_linear_weight", ""});
+      auto pointwise = dispatcher.findSchema({"mkldnn::_linear_pointwise", ""});
+      auto binary = dispatcher.findSchema({"mkldnn::_linear_pointwise", "binary"});
+      if (!at::globalContext().hasMKLDNN() || !reorder || !pointwise || !binary) return {};
+      return OneDnn{reorder->typed<Reorder>(), pointwise->typed<Pointwise>(),
+                    binary->typed<Binary>()};
+    }();
+    return found ? &*found : nullptr;
+  }
+};
+
+bool worth_packing(const at::Tensor& weight) {
+  if (!weight.is_cpu() || !OneDnn::get()) return false;
+  const std::string_view isa = cpu::instruction_set();
+  // Without AVX-512 oneDNN emulates bfloat16, and float64 it does not multiply at all.
+  return weight.scalar_type() == at::kFloat ? isa != "default"
+                                            : weight.scalar_type() == at::kBFloat16 && isa == "avx512";
+}
+
+}  // namespace
+
+Linear::Linear(at::Tensor weight, at::Tensor bias)
+    : weight_(std::move(weight)), bias_(std::move(bias)), out_(weight_.size(0)) {
+  if (worth_packing(weight_)) {
+    weight_ = OneDnn::get()->reorder.call(weight_, std::nullopt);
+    packed_ = true;
+  }
+}
+
+at::Tensor Linear::operator()(const at::Tensor& x) const {
+  if (x.size(0) == 0) return at::empty({0, out_}, x.options());
+  const OptionalTensor bias = bias_.defined() ? OptionalTensor(bias_) : std::nullopt;
+  if (packed_) return OneDnn::get()->pointwise.call(x, weight_, bias, "none", {}, "");
+  return at::linear(x, weight_, bias);
+}
+
+at::Tensor Linear::plus(const at::Tensor& x, const at::Tensor& residual) const {
+  if (x.size(0) == 0) return residual;
+  const OptionalTensor bias = bias_.defined() ? OptionalTensor(bias_) : std::nullopt;
+  if (packed_) return OneDnn::get()->binary.call(x, residual, weight_, bias, "add");
+  if (!bias) return at::addmm(residual, x, weight_.t());
+  return at::linear(x, weight_, bias).add_(residual);
+}
+
+at::Tensor Linear::gelu(const at::Tensor& x, bool approximate) const {
+  if (x.size(0) == 0) return at::empty({0, out_}, x.options());
+  const char* form = approximate ? "tanh" : "none";
+  if (packed_) {
+    const OptionalTensor bias = bias_.defined() ? OptionalTensor(bias_) : std::nullopt;
+    return OneDnn::get()->pointwise.call(x, weight_, bias, "gelu", {}, form);
+  }
+  at::Tensor y = (*this)(x);
+  return at::gelu_(y, form);
+}
+
+}  // namespace tabes

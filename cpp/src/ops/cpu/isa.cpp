@@ -1,0 +1,266 @@
+// Compiled once per instruction set: the build defines TABES_ISA (the namespace) and the matching
+// CPU_CAPABILITY macros, which decide what at::vec::Vectorized is.
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "ops/cpu/kernels.h"
+
+namespace tabes::cpu::TABES_ISA {
+namespace {
+
+template <typename A>
+using Vec = at::vec::Vectorized<A>;
+
+template <typename A>
+A reduce_add(const Vec<A>& v) {
+  return at::vec::vec_reduce_all<A>([](const Vec<A>& a, const Vec<A>& b) { return a + b; }, v);
+}
+
+// Calls body(offset, count) over [0, n) in vector-sized pieces; count < size() only at the end.
+template <typename A, typename Body>
+inline void for_pieces(int64_t n, const Body& body) {
+  constexpr int64_t step = Vec<A>::size();
+  int64_t i = 0;
+  for (; i + step <= n; i += step) body(i, step);
+  if (i < n) body(i, n - i);
+}
+
+template <typename A>
+inline Vec<A> load(const A* p, int64_t count) {
+  return count == Vec<A>::size() ? Vec<A>::loadu(p) : Vec<A>::loadu(p, count);
+}
+
+template <typename A>
+inline void store(const Vec<A>& v, A* p, int64_t count) {
+  if (count == Vec<A>::size()) {
+    v.store(p);
+  } else {
+    v.store(p, count);
+  }
+}
+
+// Rows are worked on in A. Where T is A the rows are used where they lie; else they pass through
+// a buffer, which stays in the first-level cache for every width a model has.
+template <typename T>
+class Staged {
+ public:
+  using A = Accumulate<T>;
+
+  explicit Staged(int64_t n) {
+    if constexpr (!std::is_same_v<T, A>) buffer_.resize(n);
+  }
+  const A* in(const T* source, int64_t n) {
+    if constexpr (std::is_same_v<T, A>) {
+      return source;
+    } else {
+      at::vec::convert(source, buffer_.data(), n);
+      return buffer_.data();
+    }
+  }
+  A* out(T* destination) {
+    if constexpr (std::is_same_v<T, A>) {
+      return destination;
+    } else {
+      return buffer_.data();
+    }
+  }
+  void finish(T* destination, int64_t n) {
+    if constexpr (!std::is_same_v<T, A>) at::vec::convert(buffer_.data(), destination, n);
+  }
+
+ private:
+  std::vector<A> buffer_;
+};
+
+template <typename T>
+void rms_norm(const T* x, int64_t stride, const Accumulate<T>* weight, T* y, int64_t rows,
+              int64_t n, Accumulate<T> eps) {
+  using A = Accumulate<T>;
+  Staged<T> source(n), result(n);
+  for (int64_t r = 0; r < rows; ++r) {
+    const A* in = source.in(x + r * stride, n);
+    Vec<A> total(0);
+    for_pieces<A>(n, [&](int64_t i, int64_t c) {
+      // Lanes past the end are zero in a partial load, so they add nothing.
+      const Vec<A> v = c == Vec<A>::size() ? Vec<A>::loadu(in + i)
+                                           : Vec<A>::set(Vec<A>(0), Vec<A>::loadu(in + i, c), c);
+      total = at::vec::fmadd(v, v, total);
+    });
+    const A scale = A(1) / std::sqrt(reduce_add<A>(total) / static_cast<A>(n) + eps);
+    A* out = result.out(y + r * n);
+    for_pieces<A>(n, [&](int64_t i, int64_t c) {
+      store<A>(load(in + i, c) * Vec<A>(scale) * load(weight + i, c), out + i, c);
+    });
+    result.finish(y + r * n, n);
+  }
+}
+
+template <typename T>
+void rope(T* x, int64_t stride, int64_t heads, int64_t half, const Accumulate<T>* cos,
+          const Accumulate<T>* sin, const int64_t* positions, int64_t rows) {
+  using A = Accumulate<T>;
+  Staged<T> stage(2 * half);
+  for (int64_t r = 0; r < rows; ++r) {
+    const A* c_row = cos + positions[r] * half;
+    const A* s_row = sin + positions[r] * half;
+    for (int64_t h = 0; h < heads; ++h) {
+      T* head = x + r * stride + h * 2 * half;
+      const A* in = stage.in(head, 2 * half);
+      A* out = stage.out(head);
+      for_pieces<A>(half, [&](int64_t i, int64_t n) {
+        const Vec<A> c = load(c_row + i, n), s = load(s_row + i, n);
+        const Vec<A> a = load(in + i, n), b = load(in + half + i, n);
+        store<A>(a * c - b * s, out + i, n);
+        store<A>(b * c + a * s, out + half + i, n);
+      });
+      stage.finish(head, 2 * half);
+    }
+  }
+}
+
+template <typename A>
+inline Vec<A> activate(const Vec<A>& x, Gate gate) {
+  if (gate == Gate::silu) return x / (Vec<A>(1) + x.neg().exp_u20());
+  return x * Vec<A>(A(0.5)) * (Vec<A>(1) + (x * Vec<A>(A(M_SQRT1_2))).erf());
+}
+
+template <typename T>
+void gated(const T* x, T* y, int64_t rows, int64_t n, Gate gate) {
+  using A = Accumulate<T>;
+  Staged<T> first(n), second(n), result(n);
+  for (int64_t r = 0; r < rows; ++r) {
+    const A* g = first.in(x + r * 2 * n, n);
+    const A* u = second.in(x + r * 2 * n + n, n);
+    A* out = result.out(y + r * n);
+    for_pieces<A>(n, [&](int64_t i, int64_t c) {
+      store<A>(activate<A>(load(g + i, c), gate) * load(u + i, c), out + i, c);
+    });
+    result.finish(y + r * n, n);
+  }
+}
+
+// Below this, exp is zero to the last bit that counts, while x * exp(x) stays finite: -inf logits
+// (forbidden tokens) then add nothing to either sum.
+template <typename A>
+constexpr A kLowest = std::is_same_v<A, double> ? A(-700) : A(-87);
+
+// A block is read from memory once and twice more from the first-level cache: for its two largest
+// values, then for the sums relative to the running maximum (the online softmax of Milakov and
+// Gimelshein, arXiv 1805.02867, extended to the entropy's sum of (x - max) exp(x - max)).
+template <typename T>
+void statistics(const T* logits, int64_t rows, int64_t n, RowStatistics<Accumulate<T>>* out) {
+  using A = Accumulate<T>;
+  constexpr int64_t kBlock = 2048;
+  constexpr A kNone = -std::numeric_limits<A>::infinity();
+  Staged<T> stage(std::min(kBlock, n));
+  for (int64_t r = 0; r < rows; ++r) {
+    A top = kNone, second = kNone, sum = 0, weighted = 0;
+    int64_t argmax = 0;
+    for (int64_t start = 0; start < n; start += kBlock) {
+      const int64_t size = std::min(kBlock, n - start);
+      const A* x = stage.in(logits + r * n + start, size);
+      Vec<A> first_v(kNone), second_v(kNone);
+      for_pieces<A>(size, [&](int64_t i, int64_t c) {
+        const Vec<A> v = c == Vec<A>::size()
+                             ? Vec<A>::loadu(x + i)
+                             : Vec<A>::set(Vec<A>(kNone), Vec<A>::loadu(x + i, c), c);
+        second_v = at::vec::maximum(second_v, at::vec::minimum(first_v, v));
+        first_v = at::vec::maximum(first_v, v);
+      });
+      A lanes[2 * Vec<A>::size()];
+      first_v.store(lanes);
+      second_v.store(lanes + Vec<A>::size());
+      A block_top = kNone;
+      bool bad = false;
+      for (A lane : lanes) {
+        if (std::isnan(lane)) bad = true;
+        if (lane > block_top) {
+          second = std::max(second, block_top);
+          block_top = lane;
+        } else {
+          second = std::max(second, lane);
+        }
+      }
+      if (bad) {
+        top = std::numeric_limits<A>::quiet_NaN();
+        break;
+      }
+      if (block_top > top) {
+        argmax = start + (std::find(x, x + size, block_top) - x);
+        const A shift = std::max(top - block_top, kLowest<A>);  // top is -inf in the first block
+        const A scale = std::exp(shift);
+        weighted = scale * (weighted + shift * sum);
+        sum *= scale;
+        second = std::max(second, top);
+        top = block_top;
+      } else {
+        second = std::max(second, block_top);
+      }
+      if (top == kNone) continue;
+      Vec<A> sum_v(0), weighted_v(0);
+      for_pieces<A>(size, [&](int64_t i, int64_t c) {
+        const Vec<A> d = at::vec::clamp_min(load(x + i, c) - Vec<A>(top), Vec<A>(kLowest<A>));
+        Vec<A> e = d.exp_u20();
+        if (c < Vec<A>::size()) e = Vec<A>::set(Vec<A>(0), e, c);
+        sum_v = sum_v + e;
+        weighted_v = at::vec::fmadd(c < Vec<A>::size() ? Vec<A>::set(Vec<A>(0), d, c) : d, e,
+                                    weighted_v);
+      });
+      sum += reduce_add<A>(sum_v);
+      weighted += reduce_add<A>(weighted_v);
+    }
+    RowStatistics<A>& s = out[r];
+    const A log_sum = std::log(sum);
+    s.lse = top + log_sum;
+    s.entropy = top == kNone ? std::numeric_limits<A>::quiet_NaN()
+                             : std::max(A(0), log_sum - weighted / sum);
+    s.max_prob = A(1) / sum;
+    s.margin = (A(1) - std::exp(second - top)) / sum;
+    s.argmax = argmax;
+    if (std::isnan(top)) s.lse = s.entropy = s.max_prob = s.margin = top;
+  }
+}
+
+template <typename T>
+Accumulate<T> exp_row(const T* x, Accumulate<T> shift, Accumulate<T> inverse_temperature,
+                      Accumulate<T>* out, int64_t n) {
+  using A = Accumulate<T>;
+  constexpr int64_t kBlock = 2048;
+  Staged<T> stage(std::min(kBlock, n));
+  A total = 0;
+  for (int64_t start = 0; start < n; start += kBlock) {
+    const int64_t size = std::min(kBlock, n - start);
+    const A* in = stage.in(x + start, size);
+    Vec<A> sum_v(0);
+    for_pieces<A>(size, [&](int64_t i, int64_t c) {
+      const Vec<A> d = (load(in + i, c) - Vec<A>(shift)) * Vec<A>(inverse_temperature);
+      // A forbidden token must have probability exactly zero, not merely a tiny one.
+      Vec<A> e = Vec<A>::blendv(at::vec::clamp_min(d, Vec<A>(kLowest<A>)).exp_u20(),
+                                Vec<A>(0), d < Vec<A>(kLowest<A>));
+      if (c < Vec<A>::size()) e = Vec<A>::set(Vec<A>(0), e, c);
+      store<A>(e, out + start + i, c);
+      sum_v = sum_v + e;
+    });
+    total += reduce_add<A>(sum_v);
+  }
+  return total;
+}
+
+}  // namespace
+
+template <typename T>
+const Kernels<T>& table() {
+  static const Kernels<T> kernels{rms_norm<T>, rope<T>, gated<T>, statistics<T>, exp_row<T>};
+  return kernels;
+}
+
+template const Kernels<float>& table<float>();
+template const Kernels<double>& table<double>();
+template const Kernels<c10::BFloat16>& table<c10::BFloat16>();
+
+}  // namespace tabes::cpu::TABES_ISA

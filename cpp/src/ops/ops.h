@@ -1,0 +1,51 @@
+// The operators of tabes. Each is registered with the PyTorch dispatcher under torch.ops.tabes, one
+// file an operator, so that backends add themselves and Python can test them; the functions here
+// are the typed way to call them from C++. None takes part in autograd unless it says so.
+//
+// Letters: R rows, D hidden size, V vocabulary, H heads, n rows asked for.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace tabes::ops {
+
+// x [R, D] with any row stride, weight [D] float32 (float64 for a float64 x) -> [R, D]:
+// x / sqrt(mean(x^2) + eps) * weight, computed in the weight's type.
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
+
+// Rotates, in place, the first `heads` heads of each row of x [R, >= heads * 2 * half] by the
+// half-split rotary embedding (Su et al., arXiv 2104.09864). cos, sin [P, half] float32 (float64
+// for float64 x), positions [R] int64 in [0, P).
+void rope_(const at::Tensor& x, int64_t heads, const at::Tensor& cos, const at::Tensor& sin,
+           const at::Tensor& positions);
+
+// x [R, 2F] -> [R, F]: act(first half) * second half, act being SiLU ("silu") or the exact GELU
+// ("gelu"). SwiGLU and GeGLU of Shazeer, arXiv 2002.05202.
+at::Tensor gated(const at::Tensor& x, const std::string& act);
+
+// One pass over logits [n, V]; -inf entries are tokens of probability zero. Each result is [n]:
+// float32 (float64 for float64 logits) and int64 for argmax. Entropy is in nats; margin is the
+// largest minus the second probability; ties of argmax go to the lowest index. A row with a NaN is
+// NaN throughout; a row that is all -inf has entropy NaN.
+struct RowStatistics {
+  at::Tensor lse, entropy, max_prob, margin, argmax;
+};
+RowStatistics row_statistics(const at::Tensor& logits);
+
+// Draws a token for each row of logits [n, V] from softmax(logits / temperature), cut to the
+// `top_k` likeliest tokens (0: all), then to the smallest set whose probability reaches `top_p`.
+// `uniforms` [n] float64 in (0, 1) decide. -> [n] int64.
+at::Tensor sample_rows(const at::Tensor& logits, const at::Tensor& uniforms, double temperature,
+                       int64_t top_k, double top_p);
+
+// Softmax attention of packed sequences: queries q [n, H, d], keys and values k, v [R, Hkv, d],
+// H a multiple of Hkv; the queries of sequence b are rows cu_q[b]..cu_q[b+1] and see the keys
+// cu_k[b]..cu_k[b+1], all of them (no causal mask). -> [n, H * d].
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const std::vector<int64_t>& cu_q, const std::vector<int64_t>& cu_k,
+                     double scale);
+
+}  // namespace tabes::ops

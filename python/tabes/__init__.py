@@ -1,0 +1,85 @@
+"""tabes: decoding of masked diffusion models.
+
+>>> import tabes
+>>> model = tabes.load(tabes.demo_checkpoint())
+>>> out = tabes.generate(model, "c1ccccc1[MASK][MASK][MASK]O", steps=3)
+>>> out.texts, out.forward_equivalents
+"""
+
+from __future__ import annotations
+
+from tabes import _torch_check
+
+_torch_check.check()
+
+# ruff: noqa: E402  -- the compiled module must not be loaded before the check above has passed.
+from pathlib import Path
+
+from tabes import _core
+from tabes._build_info import VERSION as __version__
+from tabes._core import (
+    CheckpointError,
+    Confidence,
+    DeviceError,
+    Entropy,
+    Error,
+    InputError,
+    Margin,
+    ModelInfo,
+    NumericsError,
+    Policy,
+    Random,
+    StepRecord,
+)
+from tabes.convert import convert
+from tabes.generation import GenerateOutput, generate
+from tabes.model import Model, load
+
+__all__ = [
+    "CheckpointError",
+    "Confidence",
+    "DeviceError",
+    "Entropy",
+    "Error",
+    "GenerateOutput",
+    "InputError",
+    "Margin",
+    "Model",
+    "ModelInfo",
+    "NumericsError",
+    "Policy",
+    "Random",
+    "StepRecord",
+    "__version__",
+    "cmake_dir",
+    "convert",
+    "demo_checkpoint",
+    "generate",
+    "include_dir",
+    "load",
+]
+
+
+def demo_checkpoint() -> Path:
+    """The folder of the bundled model: a small masked diffusion model of SMILES strings."""
+    return Path(__file__).parent / "models" / "moses"
+
+
+def _installed_dir(*parts: str) -> Path:
+    """A folder that the build installs beside the compiled module."""
+    path = Path(_core.__file__).parent.joinpath(*parts)
+    if not path.is_dir():
+        raise Error(
+            f"{path} does not exist: this installation of tabes has no C++ development files"
+        )
+    return path
+
+
+def cmake_dir() -> Path:
+    """The folder of tabesConfig.cmake, for ``find_package(tabes CONFIG)``: pass it as tabes_DIR."""
+    return _installed_dir("lib", "cmake", "tabes")
+
+
+def include_dir() -> Path:
+    """The folder to put on the include path for ``#include <tabes/denoiser.h>``."""
+    return _installed_dir("include")

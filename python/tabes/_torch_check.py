@@ -1,0 +1,67 @@
+"""The check that runs before any shared library of tabes is loaded.
+
+A compiled extension works with the torch release it was built against and no other: loading it next
+to another one fails with missing symbols at best. Nothing here imports ``tabes._core``.
+"""
+
+from __future__ import annotations
+
+import re
+
+
+def release(version: str) -> str:
+    """The release segment of a version: ``"2.13.0+cu130"`` and ``"2.13.0a0"`` give ``"2.13.0"``."""
+    match = re.match(r"v?\d+(\.\d+)*", version)
+    return match.group().removeprefix("v") if match else version
+
+
+def install_command(built_for: str, found: str | None = None) -> str:
+    """The command that installs the torch release `built_for`, of the same variant as `found`."""
+    command = f"pip install torch=={release(built_for)}"
+    local = (found or "").partition("+")[2]
+    if re.fullmatch(r"cpu|cu\d+|rocm[\d.]+|xpu", local):
+        command += f" --index-url https://download.pytorch.org/whl/{local}"
+    return command
+
+
+def mismatch(built_for: str, found: str | None, tabes_version: str) -> str | None:
+    """What is wrong with the installed torch, or None if it is the release built against.
+
+    Args:
+        built_for: version of torch at build time.
+        found: version of the installed torch, None if there is none.
+        tabes_version: our own version, for the message.
+
+    Local tags (``+cpu``, ``+cu130``) are not compared, only reported.
+    """
+    if found is not None and release(found) == release(built_for):
+        return None
+    state = "no torch is installed" if found is None else f"torch {found} is installed"
+    return (
+        f"tabes {tabes_version} was built for torch {release(built_for)}, but {state}. "
+        f"Install the matching one: {install_command(built_for, found)} "
+        f"(or rebuild tabes against yours: pip install --no-build-isolation from its source)"
+    )
+
+
+def check() -> None:
+    """Raises ImportError unless the torch that tabes was built for can be imported."""
+    try:
+        from tabes._build_info import TORCH_VERSION, VERSION
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "this is the source tree of tabes, which has no compiled library. "
+            "Build and install it with: pip install . (in the folder of pyproject.toml)"
+        ) from error
+    found: str | None
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise  # torch is there, but something that it needs is not
+        found = None
+    else:
+        found = str(getattr(torch, "__version__", "of unknown version"))
+    message = mismatch(TORCH_VERSION, found, VERSION)
+    if message is not None:
+        raise ImportError(message, name="torch")

@@ -1,0 +1,216 @@
+"""The live view of a run: tokens on a terminal as they are decided, or a progress bar.
+
+Both are used as the callback of `tabes.generate`, within a ``with`` block.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Protocol
+
+import torch
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.style import Style
+from rich.text import Text
+
+from tabes._core import StepRecord
+from tabes.text import printable
+
+_MASKED = Style(dim=True)
+_GUESSED = Style(dim=True, italic=True)
+_COMMITTED = Style()
+_MASK_SYMBOL = "░"
+_SECONDS_A_FRAME = 1 / 20
+
+
+class View(Protocol):
+    """Something that watches a run."""
+
+    def __enter__(self) -> View: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+    def __call__(self, record: StepRecord, tokens: list[torch.Tensor]) -> None: ...
+
+
+def confidence_style(confidence: float) -> Style:
+    """Red for a token revealed at confidence 0, over yellow, to green at 1."""
+    c = min(max(confidence, 0.0), 1.0) if confidence == confidence else 0.0
+    red, green = min(1.0, 2 - 2 * c), min(1.0, 2 * c)
+    return Style(color=f"rgb({55 + int(200 * red)},{55 + int(200 * green)},60)", bold=True)
+
+
+class Canvas:
+    """Draws every sequence: committed tokens plain, masked ones as a shade, and those that the last
+    step revealed in the colour of their confidence. Guesses for masked positions, where the record
+    has them (``record.guesses``, B tensors [L_b], -1 for none), are shown dim and italic.
+
+    Args:
+        console: where to draw.
+        piece: the text of one token id.
+        mask_token_id: the token of positions still to fill.
+        title: what stands in the first line.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        piece: Callable[[int], str],
+        mask_token_id: int,
+        title: str = "",
+    ) -> None:
+        self._console = console
+        self._piece = piece
+        self._mask = mask_token_id
+        self._title = title
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._drawn = 0.0
+
+    def __enter__(self) -> Canvas:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, record: StepRecord, tokens: list[torch.Tensor]) -> None:
+        """Draws the state after a step, at most 20 times a second; the last step always."""
+        now = time.monotonic()
+        last = sum(record.masked) == record.token.numel()
+        if now - self._drawn < _SECONDS_A_FRAME and not last:
+            return
+        self._drawn = now
+        self._live.update(self.render(record, tokens), refresh=True)
+
+    def render(self, record: StepRecord, tokens: list[torch.Tensor]) -> RenderableType:
+        """One frame, cut to the height of the terminal."""
+        revealed: dict[tuple[int, int], float] = {
+            (s, p): c
+            for s, p, c in zip(
+                record.sequence.tolist(),
+                record.position.tolist(),
+                record.confidence.tolist(),
+                strict=True,
+            )
+        }
+        guesses: Sequence[torch.Tensor] | None = getattr(record, "guesses", None)
+        left = sum(int((sequence == self._mask).sum()) for sequence in tokens)
+        height = max(3, self._console.height - 2)
+        shown = tokens[:height]
+        rows = max(1, height // len(shown) - (len(shown) > 1))
+        parts: list[RenderableType] = [self._header(record, left, len(tokens) - len(shown))]
+        for s, sequence in enumerate(shown):
+            guess = None if guesses is None else guesses[s].tolist()
+            pieces = [
+                self._styled(token, revealed.get((s, p)), None if guess is None else guess[p])
+                for p, token in enumerate(sequence.tolist())
+            ]
+            focus = [p for (b, p) in revealed if b == s]
+            first = min(focus, default=0)
+            parts.append(_window(pieces, first, rows, self._console.width))
+        return Group(*parts)
+
+    def _header(self, record: StepRecord, left: int, hidden: int) -> Text:
+        text = Text(self._title + " " if self._title else "", no_wrap=True, overflow="ellipsis")
+        text.append(f"step {record.step + 1}/{record.steps}  masked {left}")
+        text.append(f"  revealed {record.token.numel()}")
+        if hidden:
+            text.append(f"  ({hidden} more sequences)")
+        text.stylize("bold")
+        return text
+
+    def _styled(self, token: int, confidence: float | None, guess: int | None) -> tuple[str, Style]:
+        if token == self._mask:
+            if guess is not None and guess >= 0:
+                return printable(self._piece(guess)) or _MASK_SYMBOL, _GUESSED
+            return _MASK_SYMBOL, _MASKED
+        style = _COMMITTED if confidence is None else confidence_style(confidence)
+        return printable(self._piece(token)), style
+
+
+def _window(pieces: list[tuple[str, Style]], focus: int, rows: int, width: int) -> Text:
+    """As many pieces as fit `rows` lines, from somewhat before position `focus` if not all do."""
+    widths = [cell_len(text) for text, _ in pieces]
+    room = max(1, rows * width - 2)
+    first = 0
+    if sum(widths) > room:
+        before = 0
+        first = min(focus, len(pieces))
+        while first > 0 and before + widths[first - 1] <= room // 3:
+            first -= 1
+            before += widths[first]
+        # Near the end there is room for more in front.
+        rest = sum(widths[first:])
+        while first > 0 and rest + widths[first - 1] <= room:
+            first -= 1
+            rest += widths[first]
+    text = Text("…" if first else "", overflow="fold")
+    used = 0
+    for (piece, style), size in zip(pieces[first:], widths[first:], strict=True):
+        if used + size > room:
+            text.append("…")
+            break
+        text.append(piece, style)
+        used += size
+    return text
+
+
+class Bar:
+    """A progress bar over the steps."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("denoising", total=None)
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, record: StepRecord, tokens: list[torch.Tensor]) -> None:
+        self._progress.update(self._task, total=record.steps, completed=record.step + 1)
+
+
+class Silence:
+    """Shows nothing."""
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+    def __call__(self, record: StepRecord, tokens: list[torch.Tensor]) -> None:
+        pass

@@ -1,0 +1,383 @@
+"""The command ``tabes``.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failure (an unusable
+checkpoint, a device error), 2 wrong input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tabes
+from tabes.canvas import Bar, Canvas, Silence, View
+from tabes.generation import GenerateOutput, generate
+from tabes.inputs import Prompts
+from tabes.model import Model, load
+from tabes.text import MASK_LITERAL
+
+# The molecules that the bundled model learned from: tokens without frame, mean and deviation.
+_LENGTH_MEAN, _LENGTH_DEVIATION, _LENGTH_RANGE = 35.4, 4.5, (13, 50)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"tabes: error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (without the program's name) and returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except tabes.InputError as error:
+        return _fail(error, 2)
+    except (tabes.Error, OSError, UnicodeError) as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader (head, say) has had enough. Nothing may be flushed into the pipe at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        print("tabes: interrupted", file=sys.stderr)
+        return 130
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"tabes: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="tabes", description="Decode masked diffusion models.")
+    parser.add_argument("--version", action="version", version=f"tabes {tabes.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    command = commands.add_parser(
+        "generate",
+        help="fill masks, or continue a prompt",
+        description="Fill the masks of prompts, or continue them by --gen-length tokens.",
+    )
+    _add_model(command)
+    source = command.add_mutually_exclusive_group()
+    source.add_argument(
+        "--prompt",
+        "-p",
+        action="append",
+        metavar="TEXT",
+        help=f"text with {MASK_LITERAL} where something is to be filled, or a prompt to continue "
+        "with --gen-length; repeat it for a batch",
+    )
+    source.add_argument(
+        "--prompt-file", metavar="FILE", help="one prompt a line; - for standard input"
+    )
+    source.add_argument(
+        "--tokens",
+        action="append",
+        metavar="IDS",
+        help="token ids instead of text, separated by commas or spaces; repeat it for a batch",
+    )
+    command.add_argument("--chat", action="store_true", help="put prompts into the chat template")
+    command.add_argument("--system", metavar="TEXT", help="system message, with --chat")
+    command.add_argument("--gen-length", "--max-new-tokens", type=int, metavar="N")
+    command.add_argument("--block-length", "--block-size", type=int, metavar="N")
+    command.add_argument("--steps", type=int, default=64, help="denoising steps (64)")
+    _add_sampling(command, temperature=0.0)
+    command.add_argument("--top-p", type=float, default=1.0, metavar="P")
+    command.add_argument("--top-k", type=int, default=0, metavar="K")
+    command.add_argument("--cfg-scale", type=float, default=0.0, metavar="S")
+    command.add_argument("--forbid", type=int, action="append", default=[], metavar="ID")
+    command.add_argument("--logits-eos-inf", action="store_true", help="never write end tokens")
+    command.add_argument(
+        "--confidence-eos-eot-inf", action="store_true", help="reveal end tokens last"
+    )
+    _add_output(command)
+    command.set_defaults(run=_generate)
+
+    command = commands.add_parser("info", help="describe a checkpoint")
+    _add_model(command)
+    command.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    command.set_defaults(run=_info)
+
+    command = commands.add_parser(
+        "convert",
+        help="write a pytorch_model.bin checkpoint as safetensors",
+        description="Write the checkpoint folder SRC, with pytorch_model.bin or its shards, to the "
+        "new folder DST with safetensors. Pickled code is never run.",
+    )
+    command.add_argument("src", metavar="SRC")
+    command.add_argument("dst", metavar="DST")
+    command.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    command.set_defaults(run=_convert)
+
+    command = commands.add_parser(
+        "demo",
+        help="molecules from the bundled model",
+        description="Draw molecules (SMILES) from the bundled model, from nothing but masks. With "
+        "RDKit installed each is marked valid or invalid.",
+    )
+    command.add_argument("--number", "-n", type=int, default=8, help="how many molecules (8)")
+    command.add_argument(
+        "--length", type=int, metavar="L", help="their tokens (as the training data's, 13 to 50)"
+    )
+    command.add_argument("--steps", type=int, help="denoising steps (as many as tokens)")
+    _add_sampling(command, temperature=0.7)
+    _add_output(command)
+    command.set_defaults(run=_demo)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="checkpoint folder (the bundled SMILES model)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default) or a CUDA device")
+    parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float64")
+    parser.add_argument("--mask-token-id", type=int, metavar="ID")
+
+
+def _add_sampling(parser: argparse.ArgumentParser, temperature: float) -> None:
+    parser.add_argument(
+        "--policy",
+        "--alg",
+        "--remasking",
+        default="confidence",
+        help="confidence (default), margin, entropy or random",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=temperature, metavar="T", help=f"({temperature})"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all draws (0)")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--no-canvas", action="store_true", help="a progress bar at most")
+
+
+def _load(arguments: argparse.Namespace) -> Model:
+    path = tabes.demo_checkpoint() if arguments.model is None else arguments.model
+    return load(path, arguments.device, arguments.dtype, mask_token_id=arguments.mask_token_id)
+
+
+def _view(model: Model, arguments: argparse.Namespace) -> View:
+    """A canvas on a terminal, a bar if only stderr is one, else nothing."""
+    if not sys.stderr.isatty():
+        return Silence()
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if arguments.json or arguments.no_canvas or not sys.stdout.isatty() or console.is_dumb_terminal:
+        return Bar(console)
+    tokenizer = model.tokenizer
+    piece = (lambda token: f" {token}") if tokenizer is None else tokenizer.piece
+    return Canvas(console, piece, model.info.mask_token_id, model.info.family)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    # The input is read first: a large model is not loaded only to complain about its prompt.
+    prompts = _prompts(arguments)
+    model = _load(arguments)
+    with _view(model, arguments) as view:
+        output = generate(
+            model,
+            prompts,
+            steps=arguments.steps,
+            gen_length=arguments.gen_length,
+            block_length=arguments.block_length,
+            policy=arguments.policy,
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+            top_k=arguments.top_k,
+            cfg_scale=arguments.cfg_scale,
+            seed=arguments.seed,
+            forbidden=arguments.forbid,
+            logits_eos_inf=arguments.logits_eos_inf,
+            confidence_eos_eot_inf=arguments.confidence_eos_eot_inf,
+            callback=view,
+        )
+    if arguments.json:
+        _print_json(output.to_dict())
+    elif output.texts is not None:
+        for text in output.texts:
+            print(text)
+    else:
+        for row in output.tokens:
+            print(*row.tolist())
+    return 0
+
+
+def _prompts(arguments: argparse.Namespace) -> Prompts:
+    if arguments.tokens is not None:
+        if arguments.chat:
+            raise tabes.InputError("--chat needs text, not --tokens")
+        return [_token_ids(text) for text in arguments.tokens]
+    texts: list[str]
+    if arguments.prompt_file is not None:
+        texts = _read_lines(arguments.prompt_file)
+    elif arguments.prompt is not None:
+        texts = arguments.prompt
+    elif arguments.gen_length is not None and not arguments.chat:
+        texts = [""]
+    else:
+        raise tabes.InputError(
+            f"give --prompt (with {MASK_LITERAL} where something is to be filled, or with "
+            "--gen-length), --prompt-file or --tokens"
+        )
+    if not arguments.chat:
+        if arguments.system is not None:
+            raise tabes.InputError("--system needs --chat")
+        return texts
+    system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
+    return [[*system, {"role": "user", "content": text}] for text in texts]
+
+
+def _token_ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise tabes.InputError(f"--tokens {text!r}: give integers") from error
+
+
+def _read_lines(name: str) -> list[str]:
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise tabes.InputError(f"--prompt-file {name}: {error}") from error
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise tabes.InputError(f"--prompt-file {name}: it holds no prompts")
+    return lines
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    model = _load(arguments)
+    info, tokenizer = model.info, model.tokenizer
+    values: dict[str, Any] = {
+        "path": str(model.path),
+        "family": info.family,
+        "parameters": info.parameters,
+        "num_layers": info.num_layers,
+        "hidden_size": info.hidden_size,
+        "vocab_size": info.vocab_size,
+        "max_length": info.max_length,
+        "mask_token_id": info.mask_token_id,
+        "eos_token_id": info.eos_token_id,
+        "eos_token_ids": list(info.eos_token_ids),
+        "bos_token_id": info.bos_token_id,
+        "pad_token_id": info.pad_token_id,
+        "device": str(info.device),
+        "dtype": str(info.dtype),
+        "tokenizer_size": None if tokenizer is None else tokenizer.vocab_size,
+        "mask_token": None if tokenizer is None else tokenizer.mask_token,
+        "chat_template": tokenizer is not None and tokenizer.chat_template is not None,
+        "tabes": tabes.__version__,
+    }
+    if arguments.json:
+        _print_json(values)
+    else:
+        for name, value in values.items():
+            print(f"{name:15} {_plain(value)}")
+    return 0
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    result = tabes.convert(arguments.src, arguments.dst)
+    if arguments.json:
+        _print_json(
+            {
+                "path": str(result.path),
+                "tensors": result.tensors,
+                "bytes": result.bytes,
+                "files": result.files,
+                "config_additions": result.config_additions,
+            }
+        )
+    else:
+        print(f"{result.path}: {result.tensors} tensors, {result.bytes / 1e6:.1f} MB")
+        for name, value in result.config_additions.items():
+            print(f"added to config.json: {name} = {value}")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    if arguments.number < 1:
+        raise tabes.InputError(f"--number {arguments.number}: it must be at least 1")
+    if arguments.length is not None and arguments.length < 1:
+        raise tabes.InputError(f"--length {arguments.length}: it must be at least 1")
+    lengths = _demo_lengths(arguments)
+    model = load(tabes.demo_checkpoint())
+    with _view(model, arguments) as view:
+        output = generate(
+            model,
+            [MASK_LITERAL * length for length in lengths],
+            steps=max(lengths) if arguments.steps is None else arguments.steps,
+            policy=arguments.policy,
+            temperature=arguments.temperature,
+            seed=arguments.seed,
+            callback=view,
+        )
+    smiles = output.texts or []
+    valid = _validity(smiles)
+    if arguments.json:
+        _print_json({"smiles": smiles, "valid": valid, **output.to_dict()})
+        return 0
+    for i, text in enumerate(smiles):
+        print(text if valid is None else f"{text}\t{'valid' if valid[i] else 'invalid'}")
+    print(f"# {_summary(output, valid)}")
+    return 0
+
+
+def _demo_lengths(arguments: argparse.Namespace) -> list[int]:
+    if arguments.length is not None:
+        return [arguments.length] * arguments.number
+    draw = random.Random(arguments.seed)
+    low, high = _LENGTH_RANGE
+    return [
+        min(max(round(draw.gauss(_LENGTH_MEAN, _LENGTH_DEVIATION)), low), high)
+        for _ in range(arguments.number)
+    ]
+
+
+def _validity(smiles: list[str]) -> list[bool] | None:
+    """Whether RDKit can read each SMILES, None if it is not installed."""
+    try:
+        chem, log = import_module("rdkit.Chem"), import_module("rdkit.RDLogger")
+    except ImportError:
+        return None
+    log.DisableLog("rdApp.*")
+    return [bool(text) and chem.MolFromSmiles(text) is not None for text in smiles]
+
+
+def _summary(output: GenerateOutput, valid: list[bool] | None) -> str:
+    count = len(output.texts or [])
+    judged = (
+        f"{count} molecules; pip install rdkit to check them"
+        if valid is None
+        else f"{sum(valid)} of {count} valid (RDKit)"
+    )
+    return (
+        f"{judged}; {len(output.trace)} steps, {output.forward_equivalents:.1f} "
+        f"forward-equivalents, {output.seconds:.2f} s"
+    )
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))

@@ -1,0 +1,328 @@
+"""``generate``: prompts in, tokens and texts out, the C++ loop in between."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tabes import _core
+from tabes._core import Error, InputError, Policy, StepRecord
+from tabes.inputs import Batch, Prompts, prepare
+from tabes.model import Model
+from tabes.text import visible_ids
+
+Callback = Callable[[StepRecord, list[torch.Tensor]], bool | None]
+
+# The names that other decoders use for the same thing.
+_ALIASES = {
+    "max_new_tokens": "gen_length",
+    "block_size": "block_length",
+    "alg": "policy",
+    "remasking": "policy",
+}
+_POLICY_ALIASES = {
+    "low_confidence": "confidence",
+    "maskgit_plus": "confidence",
+    "topk_margin": "margin",
+}
+_CANONICAL = (
+    "steps",
+    "gen_length",
+    "block_length",
+    "policy",
+    "temperature",
+    "top_p",
+    "top_k",
+    "cfg_scale",
+    "seed",
+    "forbidden",
+    "logits_eos_inf",
+    "confidence_eos_eot_inf",
+    "callback",
+)
+# Arguments of other decoders that have no counterpart here, and what to do instead.
+_HINTS = {
+    "mask_id": "the mask token belongs to the model: tabes.load(..., mask_token_id=...)",
+    "mask_token_id": "the mask token belongs to the model: tabes.load(..., mask_token_id=...)",
+    "attention_mask": "nothing is padded: pass sequences of different lengths as a list",
+    "num_return_sequences": "repeat the prompt: every sequence of a batch draws on its own",
+    "tokenizer": "the tokenizer is the checkpoint's: pass text, or token ids of your own",
+}
+
+
+class _Unset(str):
+    """A default that can be told from the same text given by the caller."""
+
+
+_CONFIDENCE = _Unset("confidence")
+
+
+@dataclass(frozen=True)
+class GenerateOutput:
+    """What `generate` returns. B sequences, L tokens each, prompt included.
+
+    Attributes:
+        tokens: int64, nested as the input was: [L] for one sequence, [B, L] for a batch of equal
+            lengths, else a list of B tensors [L_b].
+        texts: B strings, None if the checkpoint has no usable tokenizer. Special tokens are left
+            out and what the model wrote after its end token is cut (in the texts only). For chat
+            messages the reply alone, else prompt and completion.
+        trace: one record for every step.
+        forward_equivalents: cost in forward passes over the whole batch.
+        finished: False if the callback stopped the run; masks are then left in `tokens`.
+        seconds: wall-clock time of the loop.
+        forward_rows: token rows that went through the model.
+        head_rows: token rows that went through the vocabulary projection.
+    """
+
+    tokens: torch.Tensor | list[torch.Tensor]
+    texts: list[str] | None
+    trace: list[StepRecord]
+    forward_equivalents: float
+    finished: bool
+    seconds: float
+    forward_rows: int
+    head_rows: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as lists, dicts and numbers for ``json.dumps``; NaN and infinity as None."""
+        tokens = self.tokens
+        return {
+            "tokens": [t.tolist() for t in tokens] if isinstance(tokens, list) else tokens.tolist(),
+            "texts": self.texts,
+            "finished": self.finished,
+            "forward_equivalents": self.forward_equivalents,
+            "forward_rows": self.forward_rows,
+            "head_rows": self.head_rows,
+            "seconds": self.seconds,
+            "trace": [_record_to_dict(record) for record in self.trace],
+        }
+
+
+def _record_to_dict(record: StepRecord) -> dict[str, Any]:
+    return {
+        "step": record.step,
+        "steps": record.steps,
+        "masked": list(record.masked),
+        "eligible": list(record.eligible),
+        "scored": record.scored,
+        "sequence": record.sequence.tolist(),
+        "position": record.position.tolist(),
+        "token": record.token.tolist(),
+        "confidence": _finite(record.confidence),
+        "entropy": _finite(record.entropy),
+        "score": _finite(record.score),
+        "forward_rows": record.forward_rows,
+        "head_rows": record.head_rows,
+        "seconds": record.seconds,
+        "model_seconds": record.model_seconds,
+    }
+
+
+def _finite(values: torch.Tensor) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def generate(
+    model: Model,
+    tokens_or_prompt: Prompts,
+    *,
+    steps: int = 64,
+    gen_length: int | None = None,
+    block_length: int | None = None,
+    policy: str | Policy = _CONFIDENCE,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    cfg_scale: float = 0.0,
+    seed: int = 0,
+    forbidden: Iterable[int] = (),
+    logits_eos_inf: bool = False,
+    confidence_eos_eot_inf: bool = False,
+    callback: Callback | None = None,
+    **aliases: Any,
+) -> GenerateOutput:
+    """Fills the masked positions of one sequence or a batch.
+
+    Args:
+        model: from `tabes.load`.
+        tokens_or_prompt: one sequence or a batch: token ids (tensor or array [L] or [B, L], list,
+            or list of lists of any lengths) with the mask id wherever something is to be filled;
+            text, or a list of texts, with ``[MASK]`` at such places; or chat messages (dicts with
+            ``role`` and ``content``), or a list of conversations.
+        steps: denoising steps; the masks are divided evenly over them, the rest to the early ones.
+        gen_length: appends this many masks to every prompt. Text keeps the token with which its
+            tokenizer ends every text behind them: ``[BOS] prompt masks [EOS]``.
+        block_length: fills blocks of this many positions one after the other; None: all at once.
+        policy: which positions to reveal first: "confidence", "margin", "entropy", "random", or a
+            policy object.
+        temperature: 0 takes the most likely token; otherwise tokens are drawn at this temperature.
+        top_p: draws from the smallest set of tokens with at least this probability.
+        top_k: draws from this many most likely tokens; 0: no limit.
+        cfg_scale: classifier-free guidance against the same sequence with its prompt masked.
+        seed: of all draws. What a sequence draws depends on its index, not on its batch.
+        forbidden: token ids never to write; the mask token always is.
+        logits_eos_inf: never write end tokens.
+        confidence_eos_eot_inf: reveal end tokens last, at any temperature.
+        callback: called after every step with its record and the B sequences [L_b] as they stand;
+            return False to stop.
+        **aliases: names other decoders use: ``max_new_tokens`` (gen_length), ``block_size``
+            (block_length), ``alg`` and ``remasking`` (policy, where "low_confidence" and
+            "maskgit_plus" mean confidence and "topk_margin" margin).
+
+    Raises:
+        InputError: an argument is unknown or out of range, the prompt is too long for the model, or
+            there is nothing to fill.
+        NumericsError: the model computed NaN.
+        CheckpointError: the tokenizer's files are damaged.
+    """
+    if not isinstance(model, Model):
+        raise InputError(f"model is a {type(model).__name__}: pass what tabes.load returns")
+    given = _resolve_aliases(
+        {"gen_length": gen_length, "block_length": block_length, "policy": policy}, aliases
+    )
+    length = _optional_integer(given["gen_length"], "gen_length")
+    if length is not None and length < 1:
+        raise InputError(f"gen_length={length}: it must be at least 1")
+
+    options = _core.GenerateOptions()
+    options.steps = _integer(steps, "steps")
+    options.block_length = _optional_integer(given["block_length"], "block_length")
+    options.policy = _policy(given["policy"])
+    options.temperature = _number(temperature, "temperature")
+    options.top_p = _number(top_p, "top_p")
+    options.top_k = _integer(top_k, "top_k")
+    options.cfg_scale = _number(cfg_scale, "cfg_scale")
+    options.seed = _integer(seed, "seed")
+    if options.seed < 0:
+        raise InputError(f"seed={seed}: it must not be negative")
+    options.forbidden = _forbidden(forbidden)
+    options.logits_eos_inf = _flag(logits_eos_inf, "logits_eos_inf")
+    options.confidence_eos_eot_inf = _flag(confidence_eos_eot_inf, "confidence_eos_eot_inf")
+    if callback is not None and not callable(callback):
+        raise InputError(f"callback is a {type(callback).__name__}, which cannot be called")
+    options.callback = callback
+
+    batch = prepare(model, tokens_or_prompt, length)
+    _check_something_to_fill(model, batch)
+    result = _core.generate(model.core, batch.sequences, options)
+    return GenerateOutput(
+        tokens=batch.nest(result.tokens),
+        texts=_texts(model, batch, result.tokens),
+        trace=result.trace,
+        forward_equivalents=result.forward_equivalents,
+        finished=result.finished,
+        seconds=result.seconds,
+        forward_rows=result.forward_rows,
+        head_rows=result.head_rows,
+    )
+
+
+def _check_something_to_fill(model: Model, batch: Batch) -> None:
+    """The C++ loop checks this as well, but does not know that the input was text."""
+    mask = model.info.mask_token_id
+    if batch.kind == "tokens" or any(bool((s == mask).any()) for s in batch.sequences):
+        return
+    tokenizer = model.tokenizer
+    name = "[MASK]" if tokenizer is None else tokenizer.mask_token
+    how = "" if batch.kind == "chat" else f"write {name} where something is to be filled, or "
+    raise InputError(f"there is nothing to fill: {how}give gen_length to continue the prompt")
+
+
+def _texts(model: Model, batch: Batch, sequences: list[torch.Tensor]) -> list[str] | None:
+    try:
+        tokenizer = model.tokenizer
+    except Error:
+        if batch.kind != "tokens":
+            raise
+        return None  # who passes token ids may do without a tokenizer
+    if tokenizer is None:
+        return None
+    mask, ends = model.info.mask_token_id, model.info.eos_token_ids
+    texts = []
+    for before, after, start in zip(batch.sequences, sequences, batch.starts, strict=True):
+        first = start if batch.kind == "chat" else 0
+        filled = (before == mask).tolist()
+        texts.append(tokenizer.decode(visible_ids(after.tolist()[first:], filled[first:], ends)))
+    return texts
+
+
+def _resolve_aliases(given: dict[str, Any], aliases: dict[str, Any]) -> dict[str, Any]:
+    """`given` with the values of `aliases` under their canonical names."""
+    source: dict[str, str] = {
+        name: name
+        for name, value in given.items()
+        if value is not None and not isinstance(value, _Unset)
+    }
+    for name, value in aliases.items():
+        canonical = _ALIASES.get(name)
+        if canonical is None:
+            raise InputError(_unknown(name))
+        if canonical in source:
+            raise InputError(f"{source[canonical]} and {name} mean the same: give one of them")
+        source[canonical] = name
+        given[canonical] = value
+    return given
+
+
+def _unknown(name: str) -> str:
+    message = f"generate has no argument {name!r}"
+    if name in _HINTS:
+        return f"{message}: {_HINTS[name]}"
+    nearest = difflib.get_close_matches(name, [*_CANONICAL, *_ALIASES], n=1, cutoff=0.5)
+    if nearest:
+        return f"{message}: did you mean {nearest[0]!r}?"
+    return f"{message}; it takes {', '.join(_CANONICAL)}"
+
+
+def _policy(value: Any) -> Policy:
+    if isinstance(value, Policy):
+        return value
+    if not isinstance(value, str):
+        raise InputError(f"policy is a {type(value).__name__}: give its name or a policy object")
+    return _core.make_policy(_POLICY_ALIASES.get(value, str(value)))
+
+
+def _integer(value: Any, name: str) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name}={value!r}: it must be an integer") from None
+    if not -(2**63) <= number < 2**63:
+        raise InputError(f"{name}={number}: it must fit 64 bits")
+    return number
+
+
+def _optional_integer(value: Any, name: str) -> int | None:
+    return None if value is None else _integer(value, name)
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        if isinstance(value, (bool, str)):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}={value!r}: it must be a number") from None
+
+
+def _flag(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{name}={value!r}: it must be True or False")
+    return value
+
+
+def _forbidden(values: Any) -> list[int]:
+    if isinstance(values, torch.Tensor) or hasattr(values, "tolist"):
+        values = values.tolist()
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InputError(f"forbidden={values!r}: give a list of token ids")
+    return [_integer(value, f"forbidden[{i}]") for i, value in enumerate(values)]

@@ -1,0 +1,187 @@
+"""Loading checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tabes import _core
+from tabes._core import CheckpointError, Error, InputError, ModelInfo
+from tabes.inputs import prepare
+from tabes.text import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from tabes.inputs import Prompts
+
+_DTYPES = {
+    "float32": "float32",
+    "fp32": "float32",
+    "float": "float32",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float64": "float64",
+    "fp64": "float64",
+    "double": "float64",
+}
+_LONG_LOAD = 1 << 30  # bytes; below this a progress bar would only flicker
+
+
+class Model:
+    """A loaded masked diffusion model: the C++ model and the folder it came from.
+
+    Attributes:
+        core: the compiled ``Denoiser``.
+        path: the checkpoint folder, None for a model made in memory.
+    """
+
+    def __init__(self, core: _core.Denoiser, path: Path | None = None) -> None:
+        self.core = core
+        self.path = path
+
+    @property
+    def info(self) -> ModelInfo:
+        """Sizes, special tokens, device and dtype."""
+        return self.core.info
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The checkpoint's tokenizer, read at first use; None if the folder has none.
+
+        Raises CheckpointError if its files are damaged.
+        """
+        if self.path is None:
+            return None
+        return load_tokenizer(self.path, self.info.mask_token_id)
+
+    def logits(self, tokens: Prompts) -> torch.Tensor | list[torch.Tensor]:
+        """What the model predicts at every position.
+
+        Args:
+            tokens: whatever `tabes.generate` takes; one sequence counts as a batch of one.
+
+        Returns:
+            float32 [B, L, V] if all B sequences have the same length L, else B tensors [L_b, V].
+
+        Raises InputError for sequences that are empty, too long or hold unknown token ids.
+        """
+        batch = prepare(self, tokens)
+        logits = self.core.logits(batch.sequences)
+        lengths = [len(sequence) for sequence in batch.sequences]
+        if len(set(lengths)) == 1:
+            return logits.view(len(lengths), lengths[0], -1)
+        return list(torch.split_with_sizes(logits, lengths))
+
+    def __repr__(self) -> str:
+        i = self.info
+        return (
+            f"Model({i.family}, {i.parameters:,} parameters, {i.num_layers} layers, "
+            f"vocabulary {i.vocab_size}, {i.dtype} on {i.device})"
+        )
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    *,
+    mask_token_id: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Model:
+    """Loads a checkpoint folder: config.json and safetensors, in one file or sharded.
+
+    Args:
+        path: the folder. Nothing is downloaded and no code from it is run.
+        device: where the weights go, ``"cpu"`` or a CUDA device.
+        dtype: of weights and computation: float32, bfloat16, or float64 for verification.
+        mask_token_id: overrides the mask token of config.json. Where that names none, the mask
+            token of the tokenizer is used.
+        progress: called with the bytes read so far and in all. Without it, loads of more than 1 GiB
+            show a progress bar on stderr if that is a terminal.
+
+    Raises:
+        CheckpointError: the folder cannot be used; the message says which file and what to do.
+        DeviceError: the device or dtype is not available here.
+        InputError: an argument is not one of the above.
+    """
+    directory = Path(path).expanduser()
+    if not directory.is_dir():
+        raise CheckpointError(_missing(directory, os.fspath(path)))
+    if mask_token_id is None:
+        mask_token_id = _mask_token_of_tokenizer(directory)
+    with _LoadBar() as bar:
+        core = _core.load(
+            str(directory), str(device), _dtype_name(dtype), mask_token_id, progress or bar
+        )
+    return Model(core, directory)
+
+
+def _missing(directory: Path, given: str) -> str:
+    if directory.exists():
+        return f"{given} is a file: give the folder that holds config.json"
+    message = f"{given}: no such folder"
+    parts = given.split("/")
+    if len(parts) == 2 and all(parts) and not given.startswith((".", "~")):
+        message += (
+            f". If it names a repository of the Hugging Face hub, download it first: "
+            f"hf download {given} --local-dir {parts[1]}"
+        )
+    return message
+
+
+def _dtype_name(dtype: str | torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.").lower()
+    if name not in _DTYPES:
+        raise InputError(f"dtype {name!r} is not supported: use float32, bfloat16 or float64")
+    return _DTYPES[name]
+
+
+def _mask_token_of_tokenizer(directory: Path) -> int | None:
+    """The mask token for checkpoints whose config.json does not name it; older BERTs do not."""
+    try:
+        config: Any = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or config.get("mask_token_id") is not None:
+            return None
+        tokenizer = load_tokenizer(directory)
+    except (OSError, ValueError, Error):
+        return None  # damaged files are reported by the parts that need them
+    return None if tokenizer is None else tokenizer.mask_token_id
+
+
+class _LoadBar:
+    """A progress bar that appears only for long loads and only on a terminal."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __enter__(self) -> _LoadBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        if total < _LONG_LOAD or not sys.stderr.isatty():
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+            self._bar = Progress(
+                "loading",
+                BarColumn(),
+                DownloadColumn(binary_units=True),
+                TransferSpeedColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task("loading", total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done)

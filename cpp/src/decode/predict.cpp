@@ -1,5 +1,6 @@
 #include "decode/predict.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/gather.h>

@@ -16,9 +16,10 @@ namespace tabes {
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
+using NoScalars = c10::List<std::optional<at::Scalar>>;
 using Reorder = at::Tensor(const at::Tensor&, std::optional<c10::SymInt>);
 using Pointwise = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                             c10::string_view, c10::List<std::optional<at::Scalar>>,
+                             c10::string_view, NoScalars,
                              std::optional<c10::string_view>);
 using Binary = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                           const OptionalTensor&, c10::string_view);
@@ -65,7 +66,7 @@ Linear::Linear(at::Tensor weight, at::Tensor bias)
 at::Tensor Linear::operator()(const at::Tensor& x) const {
   if (x.size(0) == 0) return at::empty({0, out_}, x.options());
   const OptionalTensor bias = bias_.defined() ? OptionalTensor(bias_) : std::nullopt;
-  if (packed_) return OneDnn::get()->pointwise.call(x, weight_, bias, "none", {}, "");
+  if (packed_) return OneDnn::get()->pointwise.call(x, weight_, bias, "none", NoScalars(), "");
   return at::linear(x, weight_, bias);
 }
 
@@ -82,7 +83,7 @@ at::Tensor Linear::gelu(const at::Tensor& x, bool approximate) const {
   const char* form = approximate ? "tanh" : "none";
   if (packed_) {
     const OptionalTensor bias = bias_.defined() ? OptionalTensor(bias_) : std::nullopt;
-    return OneDnn::get()->pointwise.call(x, weight_, bias, "gelu", {}, form);
+    return OneDnn::get()->pointwise.call(x, weight_, bias, "gelu", NoScalars(), form);
   }
   at::Tensor y = (*this)(x);
   return at::gelu_(y, form);

@@ -23,6 +23,7 @@ StepCallback step_callback(const py::object& callable) {
 void register_generate(py::module_& m) {
   py::class_<StepRecord>(m, "StepRecord", "What one step did; see the C++ header generate.h.")
       .def_readonly("step", &StepRecord::step)
+      .def_readonly("steps", &StepRecord::steps)
       .def_readonly("masked", &StepRecord::masked)
       .def_readonly("eligible", &StepRecord::eligible)
       .def_readonly("scored", &StepRecord::scored)

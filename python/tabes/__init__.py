@@ -19,17 +19,17 @@ from tabes import _core
 from tabes._build_info import VERSION as __version__
 from tabes._core import (
     CheckpointError,
-    Confidence,
     DeviceError,
-    Entropy,
     Error,
     InputError,
-    Margin,
     ModelInfo,
     NumericsError,
     Policy,
-    Random,
+    Predictions,
+    StepContext,
     StepRecord,
+    make_policy,
+    policy_names,
 )
 from tabes.convert import convert
 from tabes.generation import GenerateOutput, generate
@@ -37,18 +37,16 @@ from tabes.model import Model, load
 
 __all__ = [
     "CheckpointError",
-    "Confidence",
     "DeviceError",
-    "Entropy",
     "Error",
     "GenerateOutput",
     "InputError",
-    "Margin",
     "Model",
     "ModelInfo",
     "NumericsError",
     "Policy",
-    "Random",
+    "Predictions",
+    "StepContext",
     "StepRecord",
     "__version__",
     "cmake_dir",
@@ -57,6 +55,8 @@ __all__ = [
     "generate",
     "include_dir",
     "load",
+    "make_policy",
+    "policy_names",
 ]
 
 

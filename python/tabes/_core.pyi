@@ -58,23 +58,54 @@ def load(
     progress: Callable[[int, int], None] | None = None,
 ) -> Denoiser: ...
 
-class Policy:
+class Predictions:
+    """What the model predicts at n rows: tensors [n]."""
+
     @property
+    def token(self) -> torch.Tensor: ...
+    @property
+    def confidence(self) -> torch.Tensor: ...
+    @property
+    def max_prob(self) -> torch.Tensor: ...
+    @property
+    def margin(self) -> torch.Tensor: ...
+    @property
+    def entropy(self) -> torch.Tensor: ...
+
+class StepContext:
+    """What a policy sees of a step; valid during Policy.score only."""
+
+    @property
+    def tokens(self) -> torch.Tensor: ...
+    @property
+    def cu_seqlens(self) -> list[int]: ...
+    @property
+    def rows(self) -> torch.Tensor: ...
+    @property
+    def cu_rows(self) -> list[int]: ...
+    @property
+    def predictions(self) -> Predictions: ...
+    @property
+    def sequence(self) -> list[int]: ...
+    @property
+    def step(self) -> list[int]: ...
+    @property
+    def steps(self) -> list[int]: ...
+    @property
+    def quota(self) -> list[int]: ...
+    @property
+    def seed(self) -> int: ...
+
+class Policy:
+    """Orders the masked positions; subclasses define both methods."""
+
+    def __init__(self) -> None: ...
     def name(self) -> str: ...
-
-class Confidence(Policy):
-    def __init__(self) -> None: ...
-
-class Margin(Policy):
-    def __init__(self) -> None: ...
-
-class Entropy(Policy):
-    def __init__(self) -> None: ...
-
-class Random(Policy):
-    def __init__(self) -> None: ...
+    def score(self, context: StepContext) -> torch.Tensor:
+        """Scores [n] of the eligible rows: within a sequence the highest are revealed first."""
 
 def make_policy(name: str) -> Policy: ...
+def policy_names() -> list[str]: ...
 
 class StepRecord:
     @property
@@ -113,16 +144,16 @@ class GenerateOptions:
 
     steps: int
     block_length: int | None
-    policy: Policy
+    policy: Policy | None
     temperature: float
     top_p: float
     top_k: int
     cfg_scale: float
     seed: int
+    sequence_ids: list[int]
     forbidden: list[int]
     logits_eos_inf: bool
     confidence_eos_eot_inf: bool
-    callback: Callable[[StepRecord, list[torch.Tensor]], bool | None] | None
 
 class GenerateResult:
     @property
@@ -141,5 +172,9 @@ class GenerateResult:
     def finished(self) -> bool: ...
 
 def generate(
-    model: Denoiser, sequences: list[torch.Tensor], options: GenerateOptions
+    model: Denoiser,
+    sequences: list[torch.Tensor],
+    options: GenerateOptions,
+    callback: Callable[[StepRecord, list[torch.Tensor]], bool | None] | None = None,
 ) -> GenerateResult: ...
+def with_masks(model: Denoiser, prompt: torch.Tensor, gen_length: int) -> torch.Tensor: ...

@@ -41,6 +41,7 @@ _CANONICAL = (
     "top_k",
     "cfg_scale",
     "seed",
+    "sequence_ids",
     "forbidden",
     "logits_eos_inf",
     "confidence_eos_eot_inf",
@@ -142,6 +143,7 @@ def generate(
     top_k: int = 0,
     cfg_scale: float = 0.0,
     seed: int = 0,
+    sequence_ids: Iterable[int] = (),
     forbidden: Iterable[int] = (),
     logits_eos_inf: bool = False,
     confidence_eos_eot_inf: bool = False,
@@ -166,7 +168,9 @@ def generate(
         top_p: draws from the smallest set of tokens with at least this probability.
         top_k: draws from this many most likely tokens; 0: no limit.
         cfg_scale: classifier-free guidance against the same sequence with its prompt masked.
-        seed: of all draws. What a sequence draws depends on its index, not on its batch.
+        seed: of all draws.
+        sequence_ids: the number by which each sequence's draws are keyed; 0, 1, 2, ... if empty.
+            With the same seed and number a sequence is decoded the same way in any batch.
         forbidden: token ids never to write; the mask token always is.
         logits_eos_inf: never write end tokens.
         confidence_eos_eot_inf: reveal end tokens last, at any temperature.
@@ -202,16 +206,16 @@ def generate(
     options.seed = _integer(seed, "seed")
     if options.seed < 0:
         raise InputError(f"seed={seed}: it must not be negative")
-    options.forbidden = _forbidden(forbidden)
+    options.sequence_ids = _integers(sequence_ids, "sequence_ids")
+    options.forbidden = _integers(forbidden, "forbidden")
     options.logits_eos_inf = _flag(logits_eos_inf, "logits_eos_inf")
     options.confidence_eos_eot_inf = _flag(confidence_eos_eot_inf, "confidence_eos_eot_inf")
     if callback is not None and not callable(callback):
         raise InputError(f"callback is a {type(callback).__name__}, which cannot be called")
-    options.callback = callback
 
     batch = prepare(model, tokens_or_prompt, length)
     _check_something_to_fill(model, batch)
-    result = _core.generate(model.core, batch.sequences, options)
+    result = _core.generate(model.core, batch.sequences, options, callback)
     return GenerateOutput(
         tokens=batch.nest(result.tokens),
         texts=_texts(model, batch, result.tokens),
@@ -320,9 +324,9 @@ def _flag(value: Any, name: str) -> bool:
     return value
 
 
-def _forbidden(values: Any) -> list[int]:
+def _integers(values: Any, name: str) -> list[int]:
     if isinstance(values, torch.Tensor) or hasattr(values, "tolist"):
         values = values.tolist()
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise InputError(f"forbidden={values!r}: give a list of token ids")
-    return [_integer(value, f"forbidden[{i}]") for i, value in enumerate(values)]
+        raise InputError(f"{name}={values!r}: give a list of integers")
+    return [_integer(value, f"{name}[{i}]") for i, value in enumerate(values)]

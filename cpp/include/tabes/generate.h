@@ -18,6 +18,7 @@ namespace tabes {
 // position.
 struct StepRecord {
   int64_t step = 0;                 // counts from 0
+  int64_t steps = 0;                // how many there will be, if none is cut short
   std::vector<int64_t> masked;      // masked positions of every sequence before the step
   std::vector<int64_t> eligible;    // of these, how many could be revealed
   int64_t scored = 0;               // rows the policy scored

@@ -109,6 +109,7 @@ class Loop {
   std::vector<int64_t> forbidden_;
   std::vector<Canvas> canvases_;
   int64_t rows_ = 0;
+  int64_t steps_ = 0;  // of the longest sequence
 };
 
 Loop::Loop(const Denoiser& model, const std::vector<at::Tensor>& sequences,
@@ -125,6 +126,7 @@ Loop::Loop(const Denoiser& model, const std::vector<at::Tensor>& sequences,
     rows_ += static_cast<int64_t>(given[b].size());
     Schedule schedule(given[b], info_.mask_token_id, options.steps, options.block_length, b);
     masks += schedule.masked();
+    steps_ = std::max(steps_, schedule.total_steps());
     HostTokens unguided;
     if (options.cfg_scale > 0) unguided.assign(given[b].size(), info_.mask_token_id);
     const int64_t id = options.sequence_ids.empty() ? static_cast<int64_t>(b)
@@ -168,6 +170,7 @@ StepRecord Loop::step(int64_t number) {
   const auto start = Clock::now();
   StepRecord record;
   record.step = number;
+  record.steps = steps_;
   std::vector<Canvas*> live;
   std::vector<const HostTokens*> live_tokens;
   std::vector<int64_t> rows, positions, cu_rows{0};

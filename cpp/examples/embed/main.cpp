@@ -1,0 +1,31 @@
+// Decodes from C++: embed CHECKPOINT TOKEN TOKEN ... fills every mask among the tokens.
+#include <tabes/tabes.h>
+
+#include <ATen/ops/empty.h>
+
+#include <cstdio>
+#include <cstdlib>
+
+int main(int argc, char** argv) {
+  if (argc < 3) {
+    std::fprintf(stderr, "usage: embed CHECKPOINT TOKEN...\n");
+    return 2;
+  }
+  try {
+    const auto model = tabes::load(argv[1]);
+    at::Tensor tokens = at::empty({argc - 2}, at::kLong);
+    for (int i = 2; i < argc; ++i) tokens.data_ptr<int64_t>()[i - 2] = std::atoll(argv[i]);
+    tabes::GenerateOptions options;
+    options.steps = 16;
+    options.policy = tabes::make_policy("confidence");
+    const tabes::GenerateResult result = tabes::generate(*model, {tokens}, options);
+    for (int64_t i = 0; i < tokens.size(0); ++i) {
+      std::printf("%lld ", static_cast<long long>(result.tokens[0].const_data_ptr<int64_t>()[i]));
+    }
+    std::printf("\nforward equivalents: %.1f\n", result.forward_equivalents);
+    return 0;
+  } catch (const tabes::Error& e) {
+    std::fprintf(stderr, "embed: %s\n", e.what());
+    return 1;
+  }
+}

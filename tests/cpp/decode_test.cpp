@@ -186,7 +186,7 @@ TEST(Generate, BadArgumentsAreInputErrors) {
     return o;
   };
   using O = GenerateOptions&;
-  constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
+  static constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
   const std::vector<at::Tensor> good{masks(4)};
   expect_input_error(good, with([](O o) { o.steps = 0; }), "steps");
   expect_input_error(good, with([](O o) { o.steps = -1; }), "steps");

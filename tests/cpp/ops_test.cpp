@@ -141,11 +141,11 @@ TEST(Ops, SampleRowsFollowsTheDistribution) {
   for (int64_t v : {1, 5}) top3[v] = 0.0;
   top3 /= top3.sum();
   EXPECT_LT(chi_square(logits, top3, 1.0, 3, 1.0), 20.5);
-  // 0.45 + 0.27 = 0.72 passes 0.7, and the token that crosses it is kept.
+  // 0.43 + 0.26 passes 0.6, and the token that crosses it is kept.
   at::Tensor top_p = at::softmax(logits, 0);
   for (int64_t v : {0, 1, 5}) top_p[v] = 0.0;
   top_p /= top_p.sum();
-  EXPECT_LT(chi_square(logits, top_p, 1.0, 0, 0.7), 20.5);
+  EXPECT_LT(chi_square(logits, top_p, 1.0, 0, 0.6), 20.5);
 }
 
 TEST(Ops, PhiloxGivesThePublishedBits) {

@@ -1,0 +1,66 @@
+"""A C++ program outside the build finds tabes, links it, and decodes as Python does."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import tabes
+import torch
+
+EXAMPLE = Path(__file__).parents[2] / "cpp" / "examples" / "embed"
+
+
+def plain_install() -> Path:
+    prefix = os.environ.get("TABES_INSTALL_PREFIX")
+    if not prefix:
+        pytest.fail("TABES_INSTALL_PREFIX is not set: run this through tests/run")
+    return Path(prefix) / "lib" / "cmake" / "tabes"
+
+
+@pytest.mark.parametrize("source", ["wheel", "cmake --install"])
+def test_embed_example(source: str, tmp_path: Path) -> None:
+    package = tabes.cmake_dir() if source == "wheel" else plain_install()
+    configure = [
+        "cmake",
+        "-S",
+        str(EXAMPLE),
+        "-B",
+        str(tmp_path),
+        f"-Dtabes_DIR={package}",
+        f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}",
+        "-DCMAKE_BUILD_TYPE=Release",
+    ]
+    for command in (configure, ["cmake", "--build", str(tmp_path)]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    tokens = [1] + [3] * 20 + [2]
+    done = subprocess.run(
+        [tmp_path / "embed", tabes.demo_checkpoint(), *map(str, tokens)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    written = [int(t) for t in done.stdout.splitlines()[0].split()]
+    model = tabes.load(tabes.demo_checkpoint())
+    assert written == tabes.generate(model, tokens, steps=16).tokens.tolist()
+
+    missing = subprocess.run([tmp_path / "embed", tmp_path / "no", "1"], capture_output=True)
+    assert missing.returncode == 1, "a bad checkpoint is a typed error, not an abort"
+
+
+def test_the_library_needs_no_python_and_no_absolute_path() -> None:
+    library = next(Path(tabes.__file__).parent.glob("lib*/libtabes.so*"))
+    out = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True)
+    needed = [line for line in out.stdout.splitlines() if "NEEDED" in line]
+    assert needed
+    assert not any("python" in line for line in needed)
+    for line in out.stdout.splitlines():
+        if "RUNPATH" in line or "RPATH" in line:
+            paths = line.split("[", 1)[1].rstrip("]").split(":")
+            assert all(p.startswith("$ORIGIN") for p in paths), line
+
+
+def test_the_wheel_holds_no_torch_library() -> None:
+    package = Path(tabes.__file__).parent
+    assert not [p for p in package.rglob("*.so*") if "torch" in p.name or "c10" in p.name]

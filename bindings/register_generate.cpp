@@ -76,8 +76,7 @@ void register_generate(py::module_& m) {
         const py::gil_scoped_release unlocked;
         return generate(model, sequences, options);
       },
-      py::arg("model"), py::arg("sequences"), py::arg("options"),
-      py::arg("callback") = py::none());
+      py::arg("model"), py::arg("sequences"), py::arg("options"), py::arg("callback") = py::none());
   m.def("with_masks", &with_masks, py::arg("model"), py::arg("prompt"), py::arg("gen_length"));
 }
 

@@ -4,15 +4,16 @@
     python python/training/train_moses.py --out runs/moses --steps 8000
     python python/training/train_moses.py --out runs/moses --steps 9500 --cooldown 1500   # resumes
 
-The run resumes from ``OUT/state.pt`` if it exists, and is a function of the seed and the step alone:
-stopping and resuming gives the batches an uninterrupted run would have seen. The learning rate is
-constant but for a linear warm-up and, with ``--cooldown N``, a linear fall to zero over the last N
-steps. What is exported is the exponential moving average of the weights.
+The run resumes from ``OUT/state.pt`` if it exists, and is a function of the seed and the step
+alone: stopping and resuming gives the batches an uninterrupted run would have seen. The learning
+rate is constant but for a linear warm-up and, with ``--cooldown N``, a linear fall to zero over the
+last N steps. What is exported is the exponential moving average of the weights. Validity of the
+samples: evaluate_moses.py.
 
-Objective (LLaDA, arXiv 2502.09992, eq. 14): the number of masked tokens is uniform in 1..L, the loss is
-the cross-entropy of the masked tokens divided by the mask rate, in nats a token. [BOS] and [EOS] frame
-every molecule and are never masked: without them a fully masked canvas is the same at every position,
-since rotary attention over equal values cannot tell positions apart.
+Objective (LLaDA, arXiv 2502.09992, eq. 14): the number of masked tokens is uniform in 1..L, the
+loss is the cross-entropy of the masked tokens divided by the mask rate, in nats a token. [BOS] and
+[EOS] frame every molecule and are never masked: without them a fully masked canvas is the same at
+every position, since rotary attention over equal values cannot tell positions apart.
 """
 
 from __future__ import annotations
@@ -126,11 +127,14 @@ def build_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
     return t
 
 
-def export(weights: dict[str, Tensor], config: LLaDAConfig, tokenizer: Tokenizer, out: Path) -> None:
+def export(
+    weights: dict[str, Tensor], config: LLaDAConfig, tokenizer: Tokenizer, out: Path
+) -> None:
     """Writes a checkpoint folder that any LLaDA loader reads: config, tokenizer, safetensors."""
     out.mkdir(parents=True, exist_ok=True)
     save_file(
-        {k: v.to(torch.bfloat16).contiguous() for k, v in weights.items()}, out / "model.safetensors"
+        {k: v.to(torch.bfloat16).contiguous() for k, v in weights.items()},
+        out / "model.safetensors",
     )
     tokenizer.save(str(out / "tokenizer.json"))
     described = {
@@ -171,9 +175,13 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
 
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    p.add_argument("--out", type=Path, required=True, help="folder of the state and the exported model")
+    p.add_argument(
+        "--out", type=Path, required=True, help="folder of the state and the exported model"
+    )
     p.add_argument("--steps", type=int, required=True, help="total steps, earlier runs included")
-    p.add_argument("--cooldown", type=int, default=0, help="the last N steps lower the rate to zero")
+    p.add_argument(
+        "--cooldown", type=int, default=0, help="the last N steps lower the rate to zero"
+    )
     p.add_argument("--tokens", type=int, default=6144, help="tokens a batch")
     p.add_argument("--lr", type=float, default=2e-3)
     p.add_argument("--warmup", type=int, default=200)
@@ -192,7 +200,10 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
 
     train = read_smiles(moses_file("train"))
-    vocabulary = {t: i for i, t in enumerate(SPECIAL + sorted({t for s in train for t in re.findall(ATOM, s)}))}
+    vocabulary = {
+        t: i
+        for i, t in enumerate(SPECIAL + sorted({t for s in train for t in re.findall(ATOM, s)}))
+    }
     corpus = Corpus(train, vocabulary)
     held_out = Corpus(read_smiles(moses_file("test"))[:20000], vocabulary)
     config = LLaDAConfig(256, 6, 8, 8, 768, len(vocabulary), rope_theta=10_000.0)
@@ -201,7 +212,11 @@ def main() -> None:
     model = LLaDA(config)
     for name, p in model.named_parameters():
         if p.ndim == 2:
-            depth = (2 * config.n_layers) ** -0.5 if "attn_out" in name or "blocks" in name and "ff_out" in name else 1
+            depth = (
+                (2 * config.n_layers) ** -0.5
+                if "attn_out" in name or ("blocks" in name and "ff_out" in name)
+                else 1
+            )
             torch.nn.init.normal_(p, std=0.3 if "wte" in name else depth * p.shape[1] ** -0.5)
     blocks = [p for n, p in model.named_parameters() if p.ndim == 2 and "blocks" in n]
     rest = [p for n, p in model.named_parameters() if p.ndim == 1 or "blocks" not in n]
@@ -247,7 +262,9 @@ def main() -> None:
         for o in optimizers:
             for group in o.param_groups:
                 group["lr"] = rate
-        noised, mask, weight = mask_tokens(x, torch.Generator().manual_seed(args.seed * 1_000_003 + step))
+        noised, mask, weight = mask_tokens(
+            x, torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        )
         with torch.autocast("cpu", torch.bfloat16):
             logits = forward(noised)
         loss = diffusion_loss(logits, x, mask, weight)
@@ -264,7 +281,10 @@ def main() -> None:
         value = loss.item()
         smooth = value if math.isnan(smooth) else 0.98 * smooth + 0.02 * value
         if step % 50 == 0:
-            print(f"step {step} loss {smooth:.4f} rate {rate:.2e} {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"step {step} loss {smooth:.4f} rate {rate:.2e} {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
         if step % args.save_every == 0:
             save()
     save()

@@ -130,7 +130,7 @@ def peak_memory() -> None:
             queue = context.Queue()
             process = context.Process(target=peak_of, args=(side, folder, queue))
             process.start()
-            print(f"peak memory, 40 M float32, load and forward at L=512: {side} {queue.get():.0f} MiB")
+            print(f"peak memory, 40 M float32, load + forward, L=512: {side} {queue.get():.0f} MiB")
             process.join()
 
 

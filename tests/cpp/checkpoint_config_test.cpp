@@ -36,47 +36,45 @@ void expect_config_rejected(const TinyModel& model, const std::vector<Case>& cas
 
 TEST(CheckpointConfig, RejectsNumbersOutOfRange) {
   const std::string layers = "it must be an integer in 1..10000";
-  expect_config_rejected(
-      tiny_llada(),
-      {{"n_layers", "", "missing"},
-       {"n_layers", "null", "null: " + layers},
-       {"n_layers", "0", "is 0: " + layers},
-       {"n_layers", "-1", layers},
-       {"n_layers", "2.0", "is 2.0: " + layers},
-       {"n_layers", "2.5", layers},
-       {"n_layers", "1e1", layers},
-       {"n_layers", "\"2\"", "is \"2\": " + layers},
-       {"n_layers", "true", layers},
-       {"n_layers", "[2]", "an array"},
-       {"n_layers", "{}", "an object"},
-       {"n_layers", "1000001", layers},
-       {"n_layers", "4294967298", layers},
-       {"n_layers", "9223372036854775807", layers},
-       {"n_layers", "9223372036854775808", layers},
-       {"n_layers", "18446744073709551618", layers},
-       {"d_model", "0", "1..1048576"},
-       {"d_model", "-8", "1..1048576"},
-       {"d_model", "4294967304", "1..1048576"},
-       {"n_heads", "3", "it must divide the hidden size, 8"},
-       {"n_heads", "8", "heads of odd size 1"},
-       {"n_heads", "0", "1..65536"},
-       {"n_kv_heads", "3", "it must divide the number of heads, 4"},
-       {"n_kv_heads", "8", "it must divide the number of heads, 4"},
-       {"n_kv_heads", "-2", "1..65536"},
-       {"mlp_hidden_size", "0", "1..16777216"},
-       {"mlp_hidden_size", "1e400", "JSON"},
-       {"vocab_size", "0", "1..16777216"},
-       {"vocab_size", "4294967307", "1..16777216"},
-       {"embedding_size", "10", "must not be below vocab_size, 11"},
-       {"max_sequence_length", "0", "1..1073741824"},
-       {"max_sequence_length", "", "missing"},
-       {"rms_norm_eps", "0", "must be a number in"},
-       {"rms_norm_eps", "-1e-5", "must be a number in"},
-       {"rms_norm_eps", "1", "must be a number in"},
-       {"rms_norm_eps", "\"1e-5\"", "must be a number in"},
-       {"rope_theta", "0", "must be a number in"},
-       {"rope_theta", "1e300", "must be a number in"}}
-  );
+  expect_config_rejected(tiny_llada(),
+                         {{"n_layers", "", "missing"},
+                          {"n_layers", "null", "null: " + layers},
+                          {"n_layers", "0", "is 0: " + layers},
+                          {"n_layers", "-1", layers},
+                          {"n_layers", "2.0", "is 2.0: " + layers},
+                          {"n_layers", "2.5", layers},
+                          {"n_layers", "1e1", layers},
+                          {"n_layers", "\"2\"", "is \"2\": " + layers},
+                          {"n_layers", "true", layers},
+                          {"n_layers", "[2]", "an array"},
+                          {"n_layers", "{}", "an object"},
+                          {"n_layers", "1000001", layers},
+                          {"n_layers", "4294967298", layers},
+                          {"n_layers", "9223372036854775807", layers},
+                          {"n_layers", "9223372036854775808", layers},
+                          {"n_layers", "18446744073709551618", layers},
+                          {"d_model", "0", "1..1048576"},
+                          {"d_model", "-8", "1..1048576"},
+                          {"d_model", "4294967304", "1..1048576"},
+                          {"n_heads", "3", "it must divide the hidden size, 8"},
+                          {"n_heads", "8", "heads of odd size 1"},
+                          {"n_heads", "0", "1..65536"},
+                          {"n_kv_heads", "3", "it must divide the number of heads, 4"},
+                          {"n_kv_heads", "8", "it must divide the number of heads, 4"},
+                          {"n_kv_heads", "-2", "1..65536"},
+                          {"mlp_hidden_size", "0", "1..16777216"},
+                          {"mlp_hidden_size", "1e400", "JSON"},
+                          {"vocab_size", "0", "1..16777216"},
+                          {"vocab_size", "4294967307", "1..16777216"},
+                          {"embedding_size", "10", "must not be below vocab_size, 11"},
+                          {"max_sequence_length", "0", "1..1073741824"},
+                          {"max_sequence_length", "", "missing"},
+                          {"rms_norm_eps", "0", "must be a number in"},
+                          {"rms_norm_eps", "-1e-5", "must be a number in"},
+                          {"rms_norm_eps", "1", "must be a number in"},
+                          {"rms_norm_eps", "\"1e-5\"", "must be a number in"},
+                          {"rope_theta", "0", "must be a number in"},
+                          {"rope_theta", "1e300", "must be a number in"}});
 }
 
 TEST(CheckpointConfig, RejectsTokensOutsideTheVocabulary) {
@@ -125,16 +123,16 @@ TEST(CheckpointConfig, RejectsWhatIsNotComputed) {
                                         {"clip_qkv", "8.0", "does not compute"},
                                         {"rope_scaling", "{\"type\":\"yarn\"}", "does not compute"},
                                         {"block_group_size", "2", "in 1..1"}});
-  expect_config_rejected(
-      tiny_bert(), {{"hidden_act", "\"relu\"", only + "\"gelu\""},
-                    {"hidden_act", "null", ""},
-                    {"position_embedding_type", "\"relative_key\"", only + "\"absolute\""},
-                    {"is_decoder", "true", only + "false"},
-                    {"add_cross_attention", "true", only + "false"},
-                    {"pruned_heads", "{\"0\":[1]}", "does not compute"},
-                    {"num_attention_heads", "3", "divide the hidden size"},
-                    {"type_vocab_size", "-1", "0..65536"},
-                    {"layer_norm_eps", "0", "must be a number"}});
+  expect_config_rejected(tiny_bert(),
+                         {{"hidden_act", "\"relu\"", only + "\"gelu\""},
+                          {"hidden_act", "null", ""},
+                          {"position_embedding_type", "\"relative_key\"", only + "\"absolute\""},
+                          {"is_decoder", "true", only + "false"},
+                          {"add_cross_attention", "true", only + "false"},
+                          {"pruned_heads", "{\"0\":[1]}", "does not compute"},
+                          {"num_attention_heads", "3", "divide the hidden size"},
+                          {"type_vocab_size", "-1", "0..65536"},
+                          {"layer_norm_eps", "0", "must be a number"}});
 }
 
 TEST(CheckpointConfig, RejectsUnknownFamiliesAndRunsNoCode) {
@@ -246,8 +244,9 @@ TEST(CheckpointConfig, MaskTokenFromVocabularies) {
   EXPECT_EQ(tokenizer(R"({"model":{"vocab":{"a":0,"[MASK]":5}}})"), 5);
   EXPECT_EQ(tokenizer(R"({"model":{"vocab":[["a",-1.5]]}})"), std::nullopt);
   EXPECT_EQ(tokenizer(R"({"added_tokens":null,"model":3})"), std::nullopt);
-  for (const char* bad : {R"({"model":{"vocab":{"[MASK]":-5}}})", R"({"model":{"vocab":{"[MASK]":"5"}}})",
-                          R"({"added_tokens":[{"id":1e3,"content":"[MASK]"}]})"}) {
+  for (const char* bad :
+       {R"({"model":{"vocab":{"[MASK]":-5}}})", R"({"model":{"vocab":{"[MASK]":"5"}}})",
+        R"({"added_tokens":[{"id":1e3,"content":"[MASK]"}]})"}) {
     expect_rejected([&] { tokenizer(bad); }, "tokenizer.json", "the id of \"[MASK]\"");
   }
 }

@@ -54,7 +54,9 @@ inline std::string safetensors(std::string_view header, std::string_view data = 
   return out.append(header).append(data);
 }
 
-inline std::string zeros(size_t n) { return std::string(n, '\0'); }
+inline std::string zeros(size_t n) {
+  return std::string(n, '\0');
+}
 
 template <typename T>
 std::string bytes_of(const std::vector<T>& values) {

@@ -20,7 +20,9 @@ namespace {
 using checkpoint::SafetensorsFile;
 using checkpoint::TensorStore;
 
-std::string index_of(const std::string& entries) { return "{\"weight_map\":{" + entries + "}}"; }
+std::string index_of(const std::string& entries) {
+  return "{\"weight_map\":{" + entries + "}}";
+}
 
 // A folder with two shards: a.safetensors holds x and y, b.safetensors holds z.
 class Shards : public ::testing::Test {
@@ -183,8 +185,8 @@ TEST(CheckpointFiles, OtherContentIsReported) {
 
 TEST(CheckpointFiles, TruncationWhileReadingIsAnError) {
   const TempFolder folder;
-  const std::string path = folder.write(
-      "model.safetensors", SafetensorsBuilder().add_ramp("x", {100'000}).bytes());
+  const std::string path =
+      folder.write("model.safetensors", SafetensorsBuilder().add_ramp("x", {100'000}).bytes());
   const SafetensorsFile file(path);
   std::string data(400'000, '\0');
   fs::resize_file(path, 200'000);

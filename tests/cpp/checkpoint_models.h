@@ -47,21 +47,33 @@ struct TinyModel {
 
 inline TinyModel tiny_llada() {
   TinyModel model;
-  model.config = {
-      {"model_type", "\"llada\""},     {"architectures", "[\"LLaDAModelLM\"]"},
-      {"d_model", "8"},                {"n_layers", "2"},
-      {"n_heads", "4"},                {"n_kv_heads", "2"},
-      {"mlp_hidden_size", "16"},       {"vocab_size", "11"},
-      {"embedding_size", "12"},        {"rms_norm_eps", "1e-05"},
-      {"rope_theta", "500000.0"},      {"rope", "true"},
-      {"rope_full_precision", "true"}, {"activation_type", "\"silu\""},
-      {"block_type", "\"llama\""},     {"layer_norm_type", "\"rms\""},
-      {"weight_tying", "false"},       {"include_bias", "false"},
-      {"include_qkv_bias", "false"},   {"max_sequence_length", "32"},
-      {"mask_token_id", "3"},          {"bos_token_id", "1"},
-      {"eos_token_id", "2"},           {"pad_token_id", "0"},
-      {"multi_query_attention", "null"}, {"alibi", "false"},
-      {"auto_map", R"({"AutoModel": "evil.Model"})"}};
+  model.config = {{"model_type", "\"llada\""},
+                  {"architectures", "[\"LLaDAModelLM\"]"},
+                  {"d_model", "8"},
+                  {"n_layers", "2"},
+                  {"n_heads", "4"},
+                  {"n_kv_heads", "2"},
+                  {"mlp_hidden_size", "16"},
+                  {"vocab_size", "11"},
+                  {"embedding_size", "12"},
+                  {"rms_norm_eps", "1e-05"},
+                  {"rope_theta", "500000.0"},
+                  {"rope", "true"},
+                  {"rope_full_precision", "true"},
+                  {"activation_type", "\"silu\""},
+                  {"block_type", "\"llama\""},
+                  {"layer_norm_type", "\"rms\""},
+                  {"weight_tying", "false"},
+                  {"include_bias", "false"},
+                  {"include_qkv_bias", "false"},
+                  {"max_sequence_length", "32"},
+                  {"mask_token_id", "3"},
+                  {"bos_token_id", "1"},
+                  {"eos_token_id", "2"},
+                  {"pad_token_id", "0"},
+                  {"multi_query_attention", "null"},
+                  {"alibi", "false"},
+                  {"auto_map", R"({"AutoModel": "evil.Model"})"}};
   const std::string top = "model.transformer.";
   model.weights = {{top + "wte.weight", {12, 8}}};
   for (const char* layer : {"0", "1"}) {
@@ -84,16 +96,11 @@ inline TinyModel tiny_llada() {
 // `old`: as files were before 2020, with gamma and beta and hardly any description.
 inline TinyModel tiny_bert(bool old = false) {
   TinyModel model;
-  model.config = {{"hidden_size", "8"},
-                  {"num_hidden_layers", "1"},
-                  {"num_attention_heads", "2"},
-                  {"intermediate_size", "16"},
-                  {"vocab_size", "10"},
-                  {"max_position_embeddings", "20"},
-                  {"type_vocab_size", "2"},
-                  {"layer_norm_eps", "1e-12"},
-                  {"hidden_act", "\"gelu\""},
-                  {"pruned_heads", "{}"}};
+  model.config = {{"hidden_size", "8"},         {"num_hidden_layers", "1"},
+                  {"num_attention_heads", "2"}, {"intermediate_size", "16"},
+                  {"vocab_size", "10"},         {"max_position_embeddings", "20"},
+                  {"type_vocab_size", "2"},     {"layer_norm_eps", "1e-12"},
+                  {"hidden_act", "\"gelu\""},   {"pruned_heads", "{}"}};
   if (!old) {
     model.config["model_type"] = "\"bert\"";
     model.config["architectures"] = "[\"BertForMaskedLM\"]";

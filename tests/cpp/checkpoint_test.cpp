@@ -1,4 +1,6 @@
 // From the files' bytes to the model's weights.
+#include "tabes/checkpoint.h"
+
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
@@ -17,7 +19,6 @@
 #include "checkpoint/plan.h"
 #include "checkpoint/tensor_read.h"
 #include "checkpoint_models.h"
-#include "tabes/checkpoint.h"
 
 namespace tabes::testing {
 namespace {
@@ -38,13 +39,13 @@ TEST(TensorRead, ConvertsBetweenFloatingDtypes) {
   const at::Tensor values = ramp({5, 7}, -0.25);
   const auto bytes = [&](at::ScalarType dtype) { return stored_as(values, dtype); };
   const TempFolder folder;
-  const SafetensorsFile file(folder.write("m.safetensors",
-                                          SafetensorsBuilder()
-                                              .add("f64", "F64", {5, 7}, bytes(at::kDouble))
-                                              .add("f32", "F32", {5, 7}, bytes(at::kFloat))
-                                              .add("bf16", "BF16", {5, 7}, bytes(at::kBFloat16))
-                                              .add("f16", "F16", {5, 7}, bytes(at::kHalf))
-                                              .bytes()));
+  const SafetensorsFile file(
+      folder.write("m.safetensors", SafetensorsBuilder()
+                                        .add("f64", "F64", {5, 7}, bytes(at::kDouble))
+                                        .add("f32", "F32", {5, 7}, bytes(at::kFloat))
+                                        .add("bf16", "BF16", {5, 7}, bytes(at::kBFloat16))
+                                        .add("f16", "F16", {5, 7}, bytes(at::kHalf))
+                                        .bytes()));
   const std::pair<const char*, at::ScalarType> sources[] = {
       {"f64", at::kDouble}, {"f32", at::kFloat}, {"bf16", at::kBFloat16}, {"f16", at::kHalf}};
   for (const auto& [name, from] : sources) {
@@ -88,8 +89,8 @@ TEST(TensorRead, ReadsLargeTensorsInPieces) {
   // More than one buffer of 32 MiB, with a last piece that is shorter.
   const int64_t rows = 5000, columns = 2500;
   const TempFolder folder;
-  const SafetensorsFile file(folder.write(
-      "m.safetensors", SafetensorsBuilder().add_ramp("t", {rows, columns}).bytes()));
+  const SafetensorsFile file(
+      folder.write("m.safetensors", SafetensorsBuilder().add_ramp("t", {rows, columns}).bytes()));
   const at::Tensor got = at::empty({rows, columns}, at::kDouble);
   read_into(file, file.tensors()[0], got);
   EXPECT_TRUE(at::equal(got, ramp({rows, columns}).to(at::kDouble)));
@@ -97,10 +98,9 @@ TEST(TensorRead, ReadsLargeTensorsInPieces) {
 
 TEST(TensorRead, ReadsScalarsAndEmptyTensors) {
   const TempFolder folder;
-  const SafetensorsFile file(folder.write("m.safetensors", SafetensorsBuilder()
-                                                               .add_ramp("scalar", {}, 7)
-                                                               .add("empty", "F32", {0, 3}, "")
-                                                               .bytes()));
+  const SafetensorsFile file(folder.write(
+      "m.safetensors",
+      SafetensorsBuilder().add_ramp("scalar", {}, 7).add("empty", "F32", {0, 3}, "").bytes()));
   for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
     const at::Tensor scalar = at::empty({}, dtype);
     read_into(file, *file.find("scalar"), scalar);
@@ -111,15 +111,15 @@ TEST(TensorRead, ReadsScalarsAndEmptyTensors) {
 
 TEST(TensorRead, RejectsWhatCannotBeConverted) {
   const TempFolder folder;
-  const std::string path =
-      folder.write("m.safetensors", SafetensorsBuilder()
-                                        .add("int", "I8", {2}, "ab")
-                                        .add("f8", "F8_E4M3", {2}, "ab")
-                                        .add("bool", "BOOL", {2}, "\x01\x02")
-                                        .bytes());
+  const std::string path = folder.write("m.safetensors", SafetensorsBuilder()
+                                                             .add("int", "I8", {2}, "ab")
+                                                             .add("f8", "F8_E4M3", {2}, "ab")
+                                                             .add("bool", "BOOL", {2}, "\x01\x02")
+                                                             .bytes());
   const SafetensorsFile file(path);
   const auto read = [&](const char* name, at::ScalarType dtype, int64_t size = 2) {
-    return [&file, name, dtype, size] { read_into(file, *file.find(name), at::empty({size}, dtype)); };
+    return
+        [&file, name, dtype, size] { read_into(file, *file.find(name), at::empty({size}, dtype)); };
   };
   expect_rejected(read("int", at::kFloat), path, "quantised");
   expect_rejected(read("int", at::kLong), path, "\"int\"");
@@ -201,8 +201,9 @@ TEST(Checkpoint, RejectsOtherTensorsThanTheConfigAsksFor) {
   expect(model, "q_proj.bias\" that config.json asks for is missing");
   model = tiny_llada();
   model.weights.push_back({"model.transformer.blocks.0.q_norm.weight", {2}});
-  expect(model, "holds 1 tensors that a model of this config.json does not use, e.g. "
-                "\"model.transformer.blocks.0.q_norm.weight\"");
+  expect(model,
+         "holds 1 tensors that a model of this config.json does not use, e.g. "
+         "\"model.transformer.blocks.0.q_norm.weight\"");
   model = tiny_bert();
   model.weights.pop_back();
   expect(model, "\"cls.predictions.bias\" that config.json asks for is missing");

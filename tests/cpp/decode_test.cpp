@@ -44,7 +44,9 @@ class Ruler final : public Denoiser {
   double poison_;
 };
 
-at::Tensor masks(int64_t n) { return at::full({n}, kMask, at::kLong); }
+at::Tensor masks(int64_t n) {
+  return at::full({n}, kMask, at::kLong);
+}
 
 std::vector<int64_t> revealed(const StepRecord& r) {
   return {r.position.const_data_ptr<int64_t>(),
@@ -203,7 +205,8 @@ TEST(Generate, BadArgumentsAreInputErrors) {
   expect_input_error({masks(9)}, with([](O o) {
                        o.steps = 2;
                        o.block_length = 3;
-                     }), "3 blocks");
+                     }),
+                     "3 blocks");
   expect_input_error({}, {}, "empty");
   expect_input_error({masks(0)}, {}, "empty");
   expect_input_error({masks(65)}, {}, "at most 64");
@@ -218,14 +221,16 @@ TEST(Generate, BadArgumentsAreInputErrors) {
                          o.block_length = kHuge;
                          o.top_k = kHuge;
                          o.temperature = 1.0;
-                       })).finished);
+                       }))
+                  .finished);
   EXPECT_THROW(make_policy("greedy"), InputError);
   EXPECT_THROW(with_masks(Ruler(), masks(3), kHuge), InputError);
 }
 
 TEST(Generate, NanIsNamed) {
   try {
-    generate(Ruler(std::numeric_limits<double>::quiet_NaN()), {at::full({1}, 3, at::kLong), masks(2)});
+    generate(Ruler(std::numeric_limits<double>::quiet_NaN()),
+             {at::full({1}, 3, at::kLong), masks(2)});
     FAIL();
   } catch (const NumericsError& e) {
     EXPECT_NE(std::string(e.what()).find("step 0, sequence 1, position 0"), std::string::npos)

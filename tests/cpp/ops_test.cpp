@@ -1,11 +1,12 @@
 // Operators against plain float64 arithmetic, at widths around every vector size.
+#include "ops/ops.h"
+
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <limits>
 
-#include "ops/ops.h"
 #include "random/philox.h"
 
 namespace tabes {
@@ -37,8 +38,7 @@ TEST_P(OpsOf, RmsNormMatchesItsDefinition) {
     const at::Tensor x = wide.narrow(1, 0, width);  // rows further apart than they are wide
     const at::Tensor w = at::randn({width}, real());
     const at::Tensor d = x.to(at::kDouble);
-    const at::Tensor wanted =
-        d / (d.pow(2).mean(1, true) + 1e-5).sqrt() * w.to(at::kDouble);
+    const at::Tensor wanted = d / (d.pow(2).mean(1, true) + 1e-5).sqrt() * w.to(at::kDouble);
     expect_close(ops::rms_norm(x, w, 1e-5), wanted,
                  tolerance(GetParam()) * std::max(1.0, wanted.abs().max().item<double>()));
   }
@@ -175,8 +175,7 @@ TEST(Ops, AttentionOfRaggedSequencesMatchesOneAtATime) {
           return t.narrow(0, cu[b], cu[b + 1] - cu[b]).select(1, head).to(at::kDouble);
         };
         if (cu_q[b] == cu_q[b + 1]) continue;
-        const at::Tensor score =
-            at::matmul(part(q, cu_q, h), part(k, cu_k, h / 2).t()) * 0.3;
+        const at::Tensor score = at::matmul(part(q, cu_q, h), part(k, cu_k, h / 2).t()) * 0.3;
         const at::Tensor wanted = at::matmul(score.softmax(1), part(v, cu_k, h / 2));
         expect_close(got.narrow(0, cu_q[b], cu_q[b + 1] - cu_q[b]).narrow(1, h * 8, 8), wanted,
                      2 * tolerance(type));

@@ -23,9 +23,9 @@ struct Case {
 // One tensor "t" with these fields, written as they stand.
 std::string tensor(const std::string& dtype, const std::string& shape, const std::string& offsets,
                    size_t data_bytes) {
-  return safetensors(R"({"t":{"dtype":)" + dtype + R"(,"shape":)" + shape + R"(,"data_offsets":)" +
-                         offsets + "}}",
-                     zeros(data_bytes));
+  return safetensors(
+      R"({"t":{"dtype":)" + dtype + R"(,"shape":)" + shape + R"(,"data_offsets":)" + offsets + "}}",
+      zeros(data_bytes));
 }
 
 std::string f32(const std::string& shape, const std::string& offsets, size_t data_bytes) {
@@ -71,9 +71,9 @@ std::vector<Case> valid_files() {
                    "x"),
        ""},
       {"zero size at the end",
-       safetensors(R"({"a":)" + byte_at(0) +
-                       R"(,"b":{"dtype":"U8","shape":[0],"data_offsets":[1,1]}})",
-                   "x"),
+       safetensors(
+           R"({"a":)" + byte_at(0) + R"(,"b":{"dtype":"U8","shape":[0],"data_offsets":[1,1]}})",
+           "x"),
        ""},
       {"header order differs from data order",
        safetensors("{\"a\":" + byte_at(1) + ",\"b\":" + byte_at(0) + "}", "xy"), ""},
@@ -82,9 +82,9 @@ std::vector<Case> valid_files() {
       {"leading whitespace", safetensors("  {}"), ""},
       {"whitespace inside", safetensors("{ \"a\" : " + byte_at(0) + " \n}", "x"), ""},
       {"unaligned data",
-       safetensors("{\"a\":" + byte_at(0) +
-                       R"(,"b":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}})",
-                   zeros(5)),
+       safetensors(
+           "{\"a\":" + byte_at(0) + R"(,"b":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}})",
+           zeros(5)),
        ""},
       {"NaN and infinity are values",
        safetensors(R"({"t":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})",
@@ -93,8 +93,8 @@ std::vector<Case> valid_files() {
       {"empty metadata", metadata("{}"), ""},
       {"metadata", metadata(R"({"format":"pt","":""})"), ""},
       {"metadata with any text", metadata(R"({"a\nb":"\u0001\ud83d\ude00"})"), ""},
-      {"metadata after tensors",
-       safetensors("{\"a\":" + byte_at(0) + ",\"__metadata__\":{}}", "x"), ""},
+      {"metadata after tensors", safetensors("{\"a\":" + byte_at(0) + ",\"__metadata__\":{}}", "x"),
+       ""},
       {"fields in another order",
        safetensors(R"({"t":{"data_offsets":[0,1],"shape":[1],"dtype":"U8"}})", "x"), ""},
       {"name with spaces and quotes", named(R"(a \"b\" c)"), ""},
@@ -105,9 +105,9 @@ std::vector<Case> valid_files() {
        safetensors(R"({"t":{"\u0064type":"U8","shape":[1],"data_offsets":[0,1]}})", "x"), ""},
   };
   const std::pair<const char*, size_t> dtypes[] = {
-      {"BOOL", 1}, {"U8", 1},   {"I8", 1},  {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"F8_E8M0", 1},
-      {"I16", 2},  {"U16", 2},  {"F16", 2}, {"BF16", 2},    {"I32", 4},     {"U32", 4},
-      {"F32", 4},  {"F64", 8},  {"I64", 8}, {"U64", 8},     {"C64", 8}};
+      {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"F8_E8M0", 1},
+      {"I16", 2},  {"U16", 2}, {"F16", 2}, {"BF16", 2},    {"I32", 4},     {"U32", 4},
+      {"F32", 4},  {"F64", 8}, {"I64", 8}, {"U64", 8},     {"C64", 8}};
   for (const auto& [dtype, size] : dtypes) {
     cases.push_back({std::string("dtype ") + dtype,
                      tensor(std::string("\"") + dtype + "\"", "[3]",
@@ -139,7 +139,8 @@ std::vector<Case> files_of_another_kind() {
       {"GGUF long", "GGUF" + std::string(20, 'x'), "GGUF"},
       {"HDF5", "\x89HDF\r\n\x1a\n" + zeros(90), "HDF5"},
       {"web page", "<!DOCTYPE html><html><body>404</body></html>", "web page"},
-      {"bare JSON", R"({"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", "8 bytes of length"},
+      {"bare JSON", R"({"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
+       "8 bytes of length"},
   };
 }
 
@@ -199,8 +200,8 @@ std::vector<Case> bad_names_and_metadata() {
       {"same name escaped", twice("t", "\\u0074"), "\"t\" is repeated"},
       {"same name, other shape",
        safetensors("{\"a\":" + byte_at(0) + ",\"a\":" + byte_at(1) + "}", "xy"), "is repeated"},
-      {"same name apart", safetensors("{\"a\":" + zero_size + ",\"b\":" + zero_size + ",\"a\":" +
-                                      zero_size + "}"),
+      {"same name apart",
+       safetensors("{\"a\":" + zero_size + ",\"b\":" + zero_size + ",\"a\":" + zero_size + "}"),
        "is repeated"},
       {"metadata twice", safetensors(R"({"__metadata__":{},"__metadata__":{}})"), "is repeated"},
       {"metadata key twice", metadata(R"({"a":"1","a":"1"})"), "\"a\" is repeated"},
@@ -277,9 +278,9 @@ std::vector<Case> bad_fields() {
 
 std::vector<Case> bad_layout() {
   const auto two = [](const std::string& a, const std::string& b, size_t data) {
-    return safetensors(R"({"a":{"dtype":"U8","shape":)" + a + R"(},"b":{"dtype":"U8","shape":)" +
-                           b + "}}",
-                       zeros(data));
+    return safetensors(
+        R"({"a":{"dtype":"U8","shape":)" + a + R"(},"b":{"dtype":"U8","shape":)" + b + "}}",
+        zeros(data));
   };
   std::string shared = "{";
   for (int i = 0; i < 10; ++i) {
@@ -353,12 +354,24 @@ void run(const std::vector<Case>& cases) {
   }
 }
 
-TEST(Safetensors, ReadsValidFiles) { run(valid_files()); }
-TEST(Safetensors, RejectsOtherKindsOfFiles) { run(files_of_another_kind()); }
-TEST(Safetensors, RejectsBadJson) { run(bad_json()); }
-TEST(Safetensors, RejectsBadNamesAndMetadata) { run(bad_names_and_metadata()); }
-TEST(Safetensors, RejectsBadFields) { run(bad_fields()); }
-TEST(Safetensors, RejectsBadLayout) { run(bad_layout()); }
+TEST(Safetensors, ReadsValidFiles) {
+  run(valid_files());
+}
+TEST(Safetensors, RejectsOtherKindsOfFiles) {
+  run(files_of_another_kind());
+}
+TEST(Safetensors, RejectsBadJson) {
+  run(bad_json());
+}
+TEST(Safetensors, RejectsBadNamesAndMetadata) {
+  run(bad_names_and_metadata());
+}
+TEST(Safetensors, RejectsBadFields) {
+  run(bad_fields());
+}
+TEST(Safetensors, RejectsBadLayout) {
+  run(bad_layout());
+}
 
 TEST(Safetensors, ListsTensorsByName) {
   const TempFolder folder;

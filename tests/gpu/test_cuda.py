@@ -1,4 +1,4 @@
-"""What needs a GPU. Without one these are skipped, saying so; TABES_REQUIRE_CUDA=1 makes that fail."""
+"""What needs a GPU. Without one: skipped, saying so; TABES_REQUIRE_CUDA=1 makes that fail."""
 
 import os
 

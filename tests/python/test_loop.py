@@ -185,7 +185,7 @@ except KeyboardInterrupt:
 
 
 def test_nan_weights_are_a_typed_error(tiny_llada) -> None:
-    folder, module = tiny_llada(n_layers=1, d_model=32, n_heads=2, n_kv_heads=2, vocab=20)
+    folder, _ = tiny_llada(n_layers=1, d_model=32, n_heads=2, n_kv_heads=2, vocab=20)
     from safetensors.torch import load_file, save_file
 
     weights = load_file(folder / "model.safetensors")

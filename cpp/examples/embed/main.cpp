@@ -1,7 +1,6 @@
 // Decodes from C++: embed CHECKPOINT TOKEN TOKEN ... fills every mask among the tokens.
-#include <tabes/tabes.h>
-
 #include <ATen/ops/empty.h>
+#include <tabes/tabes.h>
 
 #include <cstdio>
 #include <cstdlib>

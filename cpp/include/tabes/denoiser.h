@@ -17,13 +17,13 @@
 namespace tabes {
 
 struct ModelInfo {
-  std::string family;          // "llada", "bert", ...
-  int64_t vocab_size = 0;      // width of the logits, V
-  int64_t hidden_size = 0;     // width of the input embeddings, D
+  std::string family;       // "llada", "bert", ...
+  int64_t vocab_size = 0;   // width of the logits, V
+  int64_t hidden_size = 0;  // width of the input embeddings, D
   int64_t num_layers = 0;
-  int64_t max_length = 0;      // longest sequence the model was made for, in tokens
-  int64_t parameters = 0;      // number of weights
-  int64_t mask_token_id = -1;  // always in [0, V)
+  int64_t max_length = 0;              // longest sequence the model was made for, in tokens
+  int64_t parameters = 0;              // number of weights
+  int64_t mask_token_id = -1;          // always in [0, V)
   std::vector<int64_t> eos_token_ids;  // tokens that end a text; may be empty
   std::optional<int64_t> bos_token_id;
   std::optional<int64_t> pad_token_id;

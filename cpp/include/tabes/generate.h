@@ -17,17 +17,17 @@ namespace tabes {
 // What one step did. The tensors are [k] on the CPU, one entry a revealed token, by sequence and
 // position.
 struct StepRecord {
-  int64_t step = 0;                 // counts from 0
-  int64_t steps = 0;                // how many there will be, if none is cut short
-  std::vector<int64_t> masked;      // masked positions of every sequence before the step
-  std::vector<int64_t> eligible;    // of these, how many could be revealed
-  int64_t scored = 0;               // rows the policy scored
-  at::Tensor sequence, position, token;       // int64
-  at::Tensor confidence, entropy, score;      // float64
-  int64_t forward_rows = 0;         // rows through the trunk, both passes of guidance counted
-  int64_t head_rows = 0;            // rows through the vocabulary projection
-  double seconds = 0;               // the whole step
-  double model_seconds = 0;         // of it, inside the model and its statistics
+  int64_t step = 0;                       // counts from 0
+  int64_t steps = 0;                      // how many there will be, if none is cut short
+  std::vector<int64_t> masked;            // masked positions of every sequence before the step
+  std::vector<int64_t> eligible;          // of these, how many could be revealed
+  int64_t scored = 0;                     // rows the policy scored
+  at::Tensor sequence, position, token;   // int64
+  at::Tensor confidence, entropy, score;  // float64
+  int64_t forward_rows = 0;               // rows through the trunk, both passes of guidance counted
+  int64_t head_rows = 0;                  // rows through the vocabulary projection
+  double seconds = 0;                     // the whole step
+  double model_seconds = 0;               // of it, inside the model and its statistics
 };
 
 // Sees the record and every sequence's tokens (CPU, int64) after each step; false stops decoding.
@@ -65,7 +65,7 @@ struct GenerateOptions {
 struct GenerateResult {
   std::vector<at::Tensor> tokens;  // every sequence, int64 on the CPU
   std::vector<StepRecord> trace;
-  bool finished = true;            // false: the callback stopped it and masks remain
+  bool finished = true;  // false: the callback stopped it and masks remain
   int64_t forward_rows = 0;
   int64_t head_rows = 0;
   double forward_equivalents = 0;  // forward_rows / number of tokens in the batch

@@ -25,9 +25,9 @@ struct Predictions {
 // What a policy sees of one step.
 struct StepContext {
   const Denoiser& model;
-  const PackedBatch& batch;         // the sequences still being decoded, as they are now
-  const RowSet& eligible;           // the rows that may be revealed, n of them
-  const Predictions& predictions;   // at the eligible rows
+  const PackedBatch& batch;        // the sequences still being decoded, as they are now
+  const RowSet& eligible;          // the rows that may be revealed, n of them
+  const Predictions& predictions;  // at the eligible rows
   // For each sequence of `batch`: its number among the caller's sequences, its own step counter
   // and number of steps, and how many rows this step reveals.
   const std::vector<int64_t>& sequence;

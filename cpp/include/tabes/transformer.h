@@ -11,15 +11,15 @@
 namespace tabes {
 
 enum class Norm { rms, layer };
-enum class NormPlacement { pre, post };        // before each sublayer, or after its residual sum
-enum class Positions { rope, learned };        // half-split rotary in fp32, or an embedding table
+enum class NormPlacement { pre, post };  // before each sublayer, or after its residual sum
+enum class Positions { rope, learned };  // half-split rotary in fp32, or an embedding table
 enum class Mlp { gelu, gelu_tanh, swiglu, geglu };
 
 // What a model computes. A family is this description plus the names of its tensors; supporting
 // another one must not need another model.
 struct TransformerConfig {
   std::string family;
-  int64_t vocab_size = 0;   // rows of the embedding table and width of the logits
+  int64_t vocab_size = 0;  // rows of the embedding table and width of the logits
   int64_t hidden_size = 0;
   int64_t num_layers = 0;
   int64_t num_heads = 0;
@@ -46,8 +46,8 @@ struct TransformerConfig {
 
   bool head_transform = false;  // dense + GELU + norm before the vocabulary projection
   bool head_bias = false;
-  bool head_tied = false;       // the projection is the embedding table
-  bool logit_shift = false;     // row i is predicted by the output at row i - 1 (Dream)
+  bool head_tied = false;    // the projection is the embedding table
+  bool logit_shift = false;  // row i is predicted by the output at row i - 1 (Dream)
 
   int64_t mask_token_id = -1;
   std::vector<int64_t> eos_token_ids;

@@ -107,7 +107,7 @@ void Config::only(std::string_view key, bool value, bool fallback) const {
 }
 
 void Config::only_text(std::string_view key, std::initializer_list<std::string_view> values,
-                  std::string_view fallback) const {
+                       std::string_view fallback) const {
   const std::string found = string(key, fallback);
   if (std::find(values.begin(), values.end(), found) != values.end()) return;
   std::string allowed;

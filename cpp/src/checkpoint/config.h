@@ -51,7 +51,7 @@ class Config {
   // Refuse every value of `key` but those the model computes. An absent key has `fallback`.
   void only(std::string_view key, bool value, bool fallback) const;
   void only_text(std::string_view key, std::initializer_list<std::string_view> values,
-            std::string_view fallback) const;
+                 std::string_view fallback) const;
   // Refuses every value but null, [] and {}: the setting is not supported at all.
   void only_unset(std::string_view key) const;
 

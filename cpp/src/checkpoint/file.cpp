@@ -29,7 +29,7 @@ const char* kind_of(mode_t mode) {
 }  // namespace
 
 bool entry_exists(const std::string& path) {
-  struct stat info {};
+  struct stat info{};
   return ::lstat(path.c_str(), &info) == 0;
 }
 
@@ -40,7 +40,7 @@ File::File(std::string path) : path_(std::move(path)) {
   } while (descriptor_ < 0 && errno == EINTR);
   if (descriptor_ < 0) fail(path_, "cannot be opened: " + error_text(errno));
 
-  struct stat info {};
+  struct stat info{};
   const int status = ::fstat(descriptor_, &info);
   const int code = errno;
   if (status == 0 && S_ISREG(info.st_mode)) {

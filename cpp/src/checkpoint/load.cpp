@@ -58,7 +58,7 @@ void check_device(const at::Device& device) {
 }
 
 void check_folder(const std::string& folder) {
-  struct stat info {};
+  struct stat info{};
   if (::stat(folder.c_str(), &info) != 0) {
     fail(folder, "no such folder (tabes reads local folders and downloads nothing)");
   }

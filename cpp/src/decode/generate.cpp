@@ -129,13 +129,14 @@ Loop::Loop(const Denoiser& model, const std::vector<at::Tensor>& sequences,
     steps_ = std::max(steps_, schedule.total_steps());
     HostTokens unguided;
     if (options.cfg_scale > 0) unguided.assign(given[b].size(), info_.mask_token_id);
-    const int64_t id = options.sequence_ids.empty() ? static_cast<int64_t>(b)
-                                                    : options.sequence_ids[b];
+    const int64_t id =
+        options.sequence_ids.empty() ? static_cast<int64_t>(b) : options.sequence_ids[b];
     canvases_.push_back({std::move(given[b]), std::move(unguided), std::move(schedule), id});
   }
-  require(masks > 0, text("there is nothing to fill: no sequence holds the mask token ",
-                          info_.mask_token_id, "; pass gen_length, or put masks where text is "
-                          "wanted"));
+  require(masks > 0,
+          text("there is nothing to fill: no sequence holds the mask token ", info_.mask_token_id,
+               "; pass gen_length, or put masks where text is "
+               "wanted"));
 }
 
 GenerateResult Loop::run() {
@@ -229,7 +230,8 @@ HostPredictions Loop::look(int64_t number, const std::vector<Canvas*>& live, con
   record.head_rows = passes * n;
   record.model_seconds = seconds_since(start);
   const at::Tensor entropy = predictions.entropy.to(at::kCPU, at::kDouble);
-  check_finite(number, live, eligible, batch.cu_seqlens, entropy, "the model's logits are NaN, or "
+  check_finite(number, live, eligible, batch.cu_seqlens, entropy,
+               "the model's logits are NaN, or "
                "infinite at every token");
 
   std::vector<int64_t> sequence, steps, total, quota;
@@ -239,8 +241,8 @@ HostPredictions Loop::look(int64_t number, const std::vector<Canvas*>& live, con
     total.push_back(c->schedule.total_steps());
     quota.push_back(c->schedule.quota());
   }
-  const StepContext context{model_, batch, eligible, predictions, sequence, steps, total, quota,
-                            options_.seed};
+  const StepContext context{model_, batch, eligible, predictions,  sequence,
+                            steps,  total, quota,    options_.seed};
   const at::Tensor score = policy_->score(context).to(at::kCPU, at::kDouble).contiguous();
   require(score.dim() == 1 && score.size(0) == n,
           text("policy ", policy_->name(), " gave scores of shape ", score.sizes(), " for ", n,
@@ -322,8 +324,8 @@ at::Tensor with_masks(const Denoiser& model, const at::Tensor& prompt, int64_t g
   require(prompt.size(0) <= info.max_length && gen_length <= info.max_length - prompt.size(0),
           text("a prompt of ", prompt.size(0), " tokens and gen_length ", gen_length,
                " exceed the model's ", info.max_length, " positions"));
-  return at::cat({prompt.to(at::kCPU, at::kLong),
-                  at::full({gen_length}, info.mask_token_id, at::kLong)});
+  return at::cat(
+      {prompt.to(at::kCPU, at::kLong), at::full({gen_length}, info.mask_token_id, at::kLong)});
 }
 
 at::Tensor logits(const Denoiser& model, const std::vector<at::Tensor>& sequences) {

@@ -21,9 +21,7 @@ class Confidence final : public Policy {
 class Margin final : public Policy {
  public:
   std::string name() const override { return "margin"; }
-  at::Tensor score(const StepContext& context) const override {
-    return context.predictions.margin;
-  }
+  at::Tensor score(const StepContext& context) const override { return context.predictions.margin; }
 };
 
 class Entropy final : public Policy {

@@ -39,10 +39,9 @@ Predictions predict(const Denoiser& model, const PredictRequest& request) {
   const GenerateOptions& options = request.options;
   const int64_t n = request.rows.count();
   const at::Tensor features =
-      request.unguided
-          ? model.encode(joined(request.batch, *request.unguided),
-                         joined(request.rows, request.batch.rows()), options.poll)
-          : model.encode(request.batch, request.rows, options.poll);
+      request.unguided ? model.encode(joined(request.batch, *request.unguided),
+                                      joined(request.rows, request.batch.rows()), options.poll)
+                       : model.encode(request.batch, request.rows, options.poll);
   const at::Tensor forbidden = to_tensor(request.forbidden, features.device());
   const int64_t bytes_per_row =
       model.info().vocab_size * static_cast<int64_t>(features.element_size());
@@ -63,8 +62,8 @@ Predictions predict(const Denoiser& model, const PredictRequest& request) {
     const ops::RowStatistics s = ops::row_statistics(logits);
     at::Tensor token = s.argmax, confidence = s.max_prob;
     if (options.temperature > 0) {
-      token = ops::sample_rows(logits, request.uniforms.narrow(0, from, count),
-                               options.temperature, options.top_k, options.top_p);
+      token = ops::sample_rows(logits, request.uniforms.narrow(0, from, count), options.temperature,
+                               options.top_k, options.top_p);
       const at::Tensor chosen = at::gather(logits, 1, token.unsqueeze(1)).squeeze(1);
       confidence = at::exp(chosen.to(s.lse.scalar_type()) - s.lse);
     }

@@ -38,8 +38,8 @@ std::vector<HostTokens> checked_tokens(const ModelInfo& info,
     }
     const at::Tensor tokens = given.to(at::kCPU, at::kLong).contiguous();
     const int64_t* data = tokens.const_data_ptr<int64_t>();
-    const auto bad = std::find_if(data, data + length,
-                                  [&](int64_t t) { return t < 0 || t >= info.vocab_size; });
+    const auto bad =
+        std::find_if(data, data + length, [&](int64_t t) { return t < 0 || t >= info.vocab_size; });
     if (bad != data + length) {
       refuse("token ", *bad, " at position ", bad - data, " of sequence ", b,
              " is outside the vocabulary of ", info.vocab_size);

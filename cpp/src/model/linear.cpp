@@ -19,8 +19,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 using NoScalars = c10::List<std::optional<at::Scalar>>;
 using Reorder = at::Tensor(const at::Tensor&, std::optional<c10::SymInt>);
 using Pointwise = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                             c10::string_view, NoScalars,
-                             std::optional<c10::string_view>);
+                             c10::string_view, NoScalars, std::optional<c10::string_view>);
 using Binary = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                           const OptionalTensor&, c10::string_view);
 
@@ -32,7 +31,7 @@ struct OneDnn {
   c10::TypedOperatorHandle<Binary> binary;
 
   static const OneDnn* get() {
-    static const std::optional<OneDnn> found = [] () -> std::optional<OneDnn> {
+    static const std::optional<OneDnn> found = []() -> std::optional<OneDnn> {
       auto& dispatcher = c10::Dispatcher::singleton();
       auto reorder = dispatcher.findSchema({"mkldnn::_reorder_linear_weight", ""});
       auto pointwise = dispatcher.findSchema({"mkldnn::_linear_pointwise", ""});
@@ -49,8 +48,9 @@ bool worth_packing(const at::Tensor& weight) {
   if (!weight.is_cpu() || !OneDnn::get()) return false;
   const std::string_view isa = cpu::instruction_set();
   // Without AVX-512 oneDNN emulates bfloat16, and float64 it does not multiply at all.
-  return weight.scalar_type() == at::kFloat ? isa != "default"
-                                            : weight.scalar_type() == at::kBFloat16 && isa == "avx512";
+  return weight.scalar_type() == at::kFloat
+             ? isa != "default"
+             : weight.scalar_type() == at::kBFloat16 && isa == "avx512";
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ class Linear {
   int64_t out_features() const { return out_; }
   bool defined() const { return weight_.defined(); }
 
-  at::Tensor operator()(const at::Tensor& x) const;                      // x W^T + b
+  at::Tensor operator()(const at::Tensor& x) const;                        // x W^T + b
   at::Tensor plus(const at::Tensor& x, const at::Tensor& residual) const;  // x W^T + b + residual
   // gelu(x W^T + b); approximate: the tanh form.
   at::Tensor gelu(const at::Tensor& x, bool approximate) const;

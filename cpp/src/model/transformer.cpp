@@ -62,8 +62,8 @@ void check(const TransformerConfig& c) {
   } else if (c.positions == Positions::rope && c.head_dim % 2 != 0) {
     out << "model description: rotary positions need an even head_dim, not " << c.head_dim;
   } else if (c.mask_token_id < 0 || c.mask_token_id >= c.vocab_size) {
-    out << "model description: mask_token_id " << c.mask_token_id << " is outside the vocabulary of "
-        << c.vocab_size;
+    out << "model description: mask_token_id " << c.mask_token_id
+        << " is outside the vocabulary of " << c.vocab_size;
   } else {
     return;
   }
@@ -92,9 +92,9 @@ class Transformer final : public Denoiser {
 
   TransformerConfig config_;
   ModelInfo info_;
-  at::Tensor tokens_;        // [V, D]
-  at::Tensor positions_;     // [max_length, D] learned positions plus token type 0, or undefined
-  at::Tensor cos_, sin_;     // [max_length, head_dim / 2], or undefined
+  at::Tensor tokens_;     // [V, D]
+  at::Tensor positions_;  // [max_length, D] learned positions plus token type 0, or undefined
+  at::Tensor cos_, sin_;  // [max_length, head_dim / 2], or undefined
   NormLayer embed_norm_, final_norm_, head_norm_;
   std::vector<Layer> layers_;
   Linear head_dense_, head_;
@@ -301,14 +301,13 @@ at::Tensor Transformer::encode(const PackedBatch& batch, const RowSet& rows,
         << config_.max_length;
     throw InputError(out.str());
   }
-  const at::Tensor positions =
-      per_row(batch.cu_seqlens, info_.device,
-              [&](size_t b, int64_t i) { return i - batch.cu_seqlens[b]; });
+  const at::Tensor positions = per_row(
+      batch.cu_seqlens, info_.device, [&](size_t b, int64_t i) { return i - batch.cu_seqlens[b]; });
   RowSet wanted = rows;
   if (config_.logit_shift) {
     // Row i is predicted by the output at i - 1; a sequence's first row by its own.
-    const at::Tensor first = per_row(rows.cu_rows, info_.device,
-                                     [&](size_t b, int64_t) { return batch.cu_seqlens[b]; });
+    const at::Tensor first =
+        per_row(rows.cu_rows, info_.device, [&](size_t b, int64_t) { return batch.cu_seqlens[b]; });
     wanted.rows = (rows.rows - 1).maximum(first);
   }
   at::Tensor x = embed(batch, positions);

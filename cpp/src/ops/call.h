@@ -22,8 +22,7 @@ inline at::ScalarType accumulate_type(at::ScalarType stored) {
 }  // namespace tabes::ops
 
 // Runs the body with scalar_t = float, double or c10::BFloat16.
-#define TABES_DISPATCH(type, name, ...)                                                 \
-  AT_DISPATCH_SWITCH(type, name,                                                        \
-                     AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__)                          \
-                         AT_DISPATCH_CASE(at::kDouble, __VA_ARGS__)                     \
-                             AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
+#define TABES_DISPATCH(type, name, ...)                                          \
+  AT_DISPATCH_SWITCH(type, name,                                                 \
+                     AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__) AT_DISPATCH_CASE( \
+                         at::kDouble, __VA_ARGS__) AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))

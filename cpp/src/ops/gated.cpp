@@ -38,9 +38,15 @@ at::Tensor gated_cpu(const at::Tensor& x, c10::string_view act) {
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(tabes, m) { m.def("gated(Tensor x, str act) -> Tensor"); }
-TORCH_LIBRARY_IMPL(tabes, CPU, m) { m.impl("gated", gated_cpu); }
-TORCH_LIBRARY_IMPL(tabes, Meta, m) { m.impl("gated", gated_meta); }
+TORCH_LIBRARY_FRAGMENT(tabes, m) {
+  m.def("gated(Tensor x, str act) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(tabes, CPU, m) {
+  m.impl("gated", gated_cpu);
+}
+TORCH_LIBRARY_IMPL(tabes, Meta, m) {
+  m.impl("gated", gated_meta);
+}
 
 at::Tensor gated(const at::Tensor& x, const std::string& act) {
   static auto op = find_op<decltype(gated_cpu)>("tabes::gated");

@@ -13,9 +13,8 @@ at::Tensor rms_norm_meta(const at::Tensor& x, const at::Tensor& weight, double) 
                   weight.size(0) == x.size(1),
               "rms_norm: x must be [R, D] with contiguous rows and weight [D]; got ", x.sizes(),
               " and ", weight.sizes());
-  TORCH_CHECK(weight.scalar_type() == accumulate_type(x.scalar_type()),
-              "rms_norm: weight must be ", accumulate_type(x.scalar_type()), " for x of ",
-              x.scalar_type());
+  TORCH_CHECK(weight.scalar_type() == accumulate_type(x.scalar_type()), "rms_norm: weight must be ",
+              accumulate_type(x.scalar_type()), " for x of ", x.scalar_type());
   return at::empty({x.size(0), x.size(1)}, x.options());
 }
 
@@ -37,9 +36,15 @@ at::Tensor rms_norm_cpu(const at::Tensor& x, const at::Tensor& weight, double ep
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(tabes, m) { m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor"); }
-TORCH_LIBRARY_IMPL(tabes, CPU, m) { m.impl("rms_norm", rms_norm_cpu); }
-TORCH_LIBRARY_IMPL(tabes, Meta, m) { m.impl("rms_norm", rms_norm_meta); }
+TORCH_LIBRARY_FRAGMENT(tabes, m) {
+  m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(tabes, CPU, m) {
+  m.impl("rms_norm", rms_norm_cpu);
+}
+TORCH_LIBRARY_IMPL(tabes, Meta, m) {
+  m.impl("rms_norm", rms_norm_meta);
+}
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   static auto op = find_op<decltype(rms_norm)>("tabes::rms_norm");

@@ -18,8 +18,8 @@ void check(const at::Tensor& x, int64_t heads, const at::Tensor& cos, const at::
   TORCH_CHECK(heads >= 0 && heads * 2 * cos.size(1) <= x.size(1), "rope_: ", heads, " heads of ",
               2 * cos.size(1), " do not fit a row of ", x.size(1));
   const auto type = accumulate_type(x.scalar_type());
-  TORCH_CHECK(cos.scalar_type() == type && sin.scalar_type() == type,
-              "rope_: cos and sin must be ", type, " for x of ", x.scalar_type());
+  TORCH_CHECK(cos.scalar_type() == type && sin.scalar_type() == type, "rope_: cos and sin must be ",
+              type, " for x of ", x.scalar_type());
 }
 
 void rope_meta(const at::Tensor& x, int64_t heads, const at::Tensor& cos, const at::Tensor& sin,
@@ -53,8 +53,12 @@ void rope_cpu(const at::Tensor& x, int64_t heads, const at::Tensor& cos, const a
 TORCH_LIBRARY_FRAGMENT(tabes, m) {
   m.def("rope_(Tensor(a!) x, int heads, Tensor cos, Tensor sin, Tensor positions) -> ()");
 }
-TORCH_LIBRARY_IMPL(tabes, CPU, m) { m.impl("rope_", rope_cpu); }
-TORCH_LIBRARY_IMPL(tabes, Meta, m) { m.impl("rope_", rope_meta); }
+TORCH_LIBRARY_IMPL(tabes, CPU, m) {
+  m.impl("rope_", rope_cpu);
+}
+TORCH_LIBRARY_IMPL(tabes, Meta, m) {
+  m.impl("rope_", rope_meta);
+}
 
 void rope_(const at::Tensor& x, int64_t heads, const at::Tensor& cos, const at::Tensor& sin,
            const at::Tensor& positions) {

@@ -56,8 +56,12 @@ TORCH_LIBRARY_FRAGMENT(tabes, m) {
       "row_statistics(Tensor logits) -> (Tensor lse, Tensor entropy, Tensor max_prob, "
       "Tensor margin, Tensor argmax)");
 }
-TORCH_LIBRARY_IMPL(tabes, CPU, m) { m.impl("row_statistics", row_statistics_cpu); }
-TORCH_LIBRARY_IMPL(tabes, Meta, m) { m.impl("row_statistics", row_statistics_meta); }
+TORCH_LIBRARY_IMPL(tabes, CPU, m) {
+  m.impl("row_statistics", row_statistics_cpu);
+}
+TORCH_LIBRARY_IMPL(tabes, Meta, m) {
+  m.impl("row_statistics", row_statistics_meta);
+}
 
 RowStatistics row_statistics(const at::Tensor& logits) {
   static auto op = find_op<decltype(row_statistics_cpu)>("tabes::row_statistics");

@@ -72,8 +72,8 @@ int64_t draw(const std::vector<A>& weight, double total, double u, int64_t top_k
   return walk(weight, kept, u * sum, [&](int64_t j) { return heap[vocab - 1 - j]; });
 }
 
-at::Tensor sample_rows_cpu(const at::Tensor& logits, const at::Tensor& uniforms,
-                           double temperature, int64_t top_k, double top_p) {
+at::Tensor sample_rows_cpu(const at::Tensor& logits, const at::Tensor& uniforms, double temperature,
+                           int64_t top_k, double top_p) {
   at::Tensor tokens = sample_rows_meta(logits, uniforms, temperature, top_k, top_p);
   const int64_t vocab = logits.size(1);
   const double* u = uniforms.const_data_ptr<double>();
@@ -103,8 +103,12 @@ TORCH_LIBRARY_FRAGMENT(tabes, m) {
       "sample_rows(Tensor logits, Tensor uniforms, float temperature, int top_k, float top_p) "
       "-> Tensor");
 }
-TORCH_LIBRARY_IMPL(tabes, CPU, m) { m.impl("sample_rows", sample_rows_cpu); }
-TORCH_LIBRARY_IMPL(tabes, Meta, m) { m.impl("sample_rows", sample_rows_meta); }
+TORCH_LIBRARY_IMPL(tabes, CPU, m) {
+  m.impl("sample_rows", sample_rows_cpu);
+}
+TORCH_LIBRARY_IMPL(tabes, Meta, m) {
+  m.impl("sample_rows", sample_rows_meta);
+}
 
 at::Tensor sample_rows(const at::Tensor& logits, const at::Tensor& uniforms, double temperature,
                        int64_t top_k, double top_p) {

@@ -5,10 +5,10 @@
 
 namespace tabes::cpu {
 
-#define TABES_DECLARE_ISA(isa)           \
-  namespace isa {                        \
-  template <typename T>                  \
-  const Kernels<T>& table();             \
+#define TABES_DECLARE_ISA(isa)                                          \
+  namespace isa {                                                       \
+  template <typename T>                                                 \
+  const Kernels<T>& table();                                            \
   extern template const Kernels<float>& table<float>();                 \
   extern template const Kernels<double>& table<double>();               \
   extern template const Kernels<c10::BFloat16>& table<c10::BFloat16>(); \

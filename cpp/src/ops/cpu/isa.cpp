@@ -208,8 +208,8 @@ void statistics(const T* logits, int64_t rows, int64_t n, RowStatistics<Accumula
         Vec<A> e = d.exp_u20();
         if (c < Vec<A>::size()) e = Vec<A>::set(Vec<A>(0), e, c);
         sum_v = sum_v + e;
-        weighted_v = at::vec::fmadd(c < Vec<A>::size() ? Vec<A>::set(Vec<A>(0), d, c) : d, e,
-                                    weighted_v);
+        weighted_v =
+            at::vec::fmadd(c < Vec<A>::size() ? Vec<A>::set(Vec<A>(0), d, c) : d, e, weighted_v);
       });
       sum += reduce_add<A>(sum_v);
       weighted += reduce_add<A>(weighted_v);
@@ -240,8 +240,8 @@ Accumulate<T> exp_row(const T* x, Accumulate<T> shift, Accumulate<T> inverse_tem
     for_pieces<A>(size, [&](int64_t i, int64_t c) {
       const Vec<A> d = (load(in + i, c) - Vec<A>(shift)) * Vec<A>(inverse_temperature);
       // A forbidden token must have probability exactly zero, not merely a tiny one.
-      Vec<A> e = Vec<A>::blendv(at::vec::clamp_min(d, Vec<A>(kLowest<A>)).exp_u20(),
-                                Vec<A>(0), d < Vec<A>(kLowest<A>));
+      Vec<A> e = Vec<A>::blendv(at::vec::clamp_min(d, Vec<A>(kLowest<A>)).exp_u20(), Vec<A>(0),
+                                d < Vec<A>(kLowest<A>));
       if (c < Vec<A>::size()) e = Vec<A>::set(Vec<A>(0), e, c);
       store<A>(e, out + start + i, c);
       sum_v = sum_v + e;

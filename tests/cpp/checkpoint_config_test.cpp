@@ -21,6 +21,13 @@ struct Case {
   std::string fragment;  // of the message, beside the file's name and the key
 };
 
+LoadOptions mask(int64_t id) {
+  LoadOptions options;
+  options.mask_token_id = id;
+  return options;
+}
+
+// Each change of `model`'s config must be rejected by a message that names file and key.
 void expect_config_rejected(const TinyModel& model, const std::vector<Case>& cases) {
   const TempFolder folder;
   for (const Case& c : cases) {
@@ -63,7 +70,6 @@ TEST(CheckpointConfig, RejectsNumbersOutOfRange) {
                           {"n_kv_heads", "8", "it must divide the number of heads, 4"},
                           {"n_kv_heads", "-2", "1..65536"},
                           {"mlp_hidden_size", "0", "1..16777216"},
-                          {"mlp_hidden_size", "1e400", "JSON"},
                           {"vocab_size", "0", "1..16777216"},
                           {"vocab_size", "4294967307", "1..16777216"},
                           {"embedding_size", "10", "must not be below vocab_size, 11"},
@@ -97,9 +103,9 @@ TEST(CheckpointConfig, RejectsMaskTokenBeyondTheLogits) {
   model.write(folder);
   expect_rejected([&] { load(folder.path()); }, folder.path("config.json"),
                   "the mask token id is 12 but the model's tokens are 0..11");
-  EXPECT_EQ(load(folder.path(), {.mask_token_id = 11})->info().mask_token_id, 11);
-  EXPECT_THROW(load(folder.path(), {.mask_token_id = 12}), InputError);
-  EXPECT_THROW(load(folder.path(), {.mask_token_id = -1}), InputError);
+  EXPECT_EQ(load(folder.path(), mask(11))->info().mask_token_id, 11);
+  EXPECT_THROW(load(folder.path(), mask(12)), InputError);
+  EXPECT_THROW(load(folder.path(), mask(-1)), InputError);
 }
 
 TEST(CheckpointConfig, RejectsWhatIsNotComputed) {
@@ -125,7 +131,6 @@ TEST(CheckpointConfig, RejectsWhatIsNotComputed) {
                                         {"block_group_size", "2", "in 1..1"}});
   expect_config_rejected(tiny_bert(),
                          {{"hidden_act", "\"relu\"", only + "\"gelu\""},
-                          {"hidden_act", "null", ""},
                           {"position_embedding_type", "\"relative_key\"", only + "\"absolute\""},
                           {"is_decoder", "true", only + "false"},
                           {"add_cross_attention", "true", only + "false"},
@@ -159,6 +164,7 @@ TEST(CheckpointConfig, RejectsFilesThatAreNoConfig) {
       {std::string("{}\0{}", 5), "NUL byte"},
       {"\xef\xbb\xbf{}", "byte order mark"},
       {"{\"a\":NaN}", "invalid JSON"},
+      {"{\"a\":1e400}", "invalid JSON"},
       {"{\"a\":Infinity}", "invalid JSON"},
       {"{\"a\":\"\xff\"}", "invalid JSON"},
       {"{\"a\":" + std::string(50'000, '['), "nested deeper"},
@@ -256,7 +262,7 @@ TEST(CheckpointConfig, MaskTokenFallsBackFromFileToFile) {
   TinyModel model = tiny_bert(/*old=*/true);
   model.write(folder);
   expect_rejected([&] { load(folder.path()); }, folder.path("config.json"), "pass mask_token_id");
-  EXPECT_EQ(load(folder.path(), {.mask_token_id = 9})->info().mask_token_id, 9);
+  EXPECT_EQ(load(folder.path(), mask(9))->info().mask_token_id, 9);
   folder.write("vocab.txt", "a\nb\n[MASK]\n");
   EXPECT_EQ(load(folder.path())->info().mask_token_id, 2);
   folder.write("tokenizer.json", R"({"model":{"vocab":{"[MASK]":5}}})");

@@ -178,7 +178,7 @@ TEST(CheckpointFiles, OtherContentIsReported) {
   folder.write("model.safetensors", "version https://git-lfs.github.com/spec/v1\n");
   expect_file_rejected(folder, "git lfs pull");
   folder.write("model.safetensors", "\x80\x02}q" + zeros(40) + "\x80");
-  expect_file_rejected(folder, "");
+  expect_file_rejected(folder, "is a Python pickle under another name, which is never opened");
   folder.write("model.safetensors", "");
   expect_file_rejected(folder, "is empty");
 }

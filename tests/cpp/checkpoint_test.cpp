@@ -27,7 +27,7 @@ using checkpoint::read_into;
 using checkpoint::SafetensorsFile;
 
 at::Tensor ramp(at::IntArrayRef shape, float first = 0) {
-  return (at::arange(c10::multiply_integers(shape), at::kFloat) / 64.0 + first).view(shape);
+  return at::arange(c10::multiply_integers(shape), at::kFloat).div(64.0).add(first).view(shape);
 }
 
 std::string stored_as(const at::Tensor& values, at::ScalarType dtype) {
@@ -211,7 +211,8 @@ TEST(Checkpoint, RejectsOtherTensorsThanTheConfigAsksFor) {
   model.config["model_type"] = "\"bert\"";
   model.config["architectures"] = "[]";
   model.write(folder);
-  expect_rejected([&] { load(folder.path()); }, folder.path("config.json"), "\"vocab_size\"");
+  expect_rejected([&] { load(folder.path()); }, folder.path("config.json"),
+                  "\"hidden_size\" is missing");
 }
 
 TEST(Checkpoint, IgnoresTensorsWithoutAPartInTheLogits) {

@@ -1,0 +1,33 @@
+"""The stub of the compiled module names what the module has, no more and no less."""
+
+import ast
+from pathlib import Path
+
+import tabes
+from tabes import _core
+
+STUB = ast.parse((Path(tabes.__file__).parent / "_core.pyi").read_text())
+
+
+def names(body: list[ast.stmt]) -> set[str]:
+    found = set()
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+    return {n for n in found if not n.startswith("_")}
+
+
+def public(thing: object) -> set[str]:
+    return {n for n in vars(thing) if not n.startswith("_")}
+
+
+def test_module() -> None:
+    assert names(STUB.body) == public(_core)
+
+
+def test_classes() -> None:
+    for node in STUB.body:
+        if isinstance(node, ast.ClassDef) and not node.name.endswith("Error"):
+            assert names(node.body) == public(getattr(_core, node.name)), node.name

@@ -203,9 +203,7 @@ def generate(
     options.top_p = _number(top_p, "top_p")
     options.top_k = _integer(top_k, "top_k")
     options.cfg_scale = _number(cfg_scale, "cfg_scale")
-    options.seed = _integer(seed, "seed")
-    if options.seed < 0:
-        raise InputError(f"seed={seed}: it must not be negative")
+    options.seed = _integer(seed, "seed", minimum=0)
     options.sequence_ids = _integers(sequence_ids, "sequence_ids")
     options.forbidden = _integers(forbidden, "forbidden")
     options.logits_eos_inf = _flag(logits_eos_inf, "logits_eos_inf")
@@ -293,7 +291,7 @@ def _policy(value: Any) -> Policy:
     return _core.make_policy(_POLICY_ALIASES.get(value, str(value)))
 
 
-def _integer(value: Any, name: str) -> int:
+def _integer(value: Any, name: str, minimum: int = -(2**63)) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -302,6 +300,8 @@ def _integer(value: Any, name: str) -> int:
         raise InputError(f"{name}={value!r}: it must be an integer") from None
     if not -(2**63) <= number < 2**63:
         raise InputError(f"{name}={number}: it must fit 64 bits")
+    if number < minimum:
+        raise InputError(f"{name}={number}: it must be at least {minimum}")
     return number
 
 

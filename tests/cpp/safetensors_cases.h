@@ -166,6 +166,8 @@ inline std::vector<FileCase> bad_json() {
       {"deep arrays", safetensors(std::string(100'000, '[')), "nested deeper"},
       {"deep objects", safetensors("{\"a\":{\"b\":{\"c\":{}}}}"), "nested deeper"},
       {"number beyond float64", f32("[1e999]", "[0,4]", 4), "invalid JSON"},
+      {"17 MiB of spaces", safetensors("{}" + std::string(17U << 20, ' ')), "run of spaces"},
+      {"bracket after a space", safetensors("{ [[[[ "), "nested deeper"},
       {"root array", safetensors("[]"), "not a JSON object"},
       {"root string", safetensors("\"a\""), "not a JSON object"},
       {"root number", safetensors("12"), "not a JSON object"},

@@ -105,6 +105,8 @@ class HeaderReader final : public JsonEvents {
     if (state_ == State::top) {
       tensor_ = TensorInfo();
       tensor_.name = std::move(name);
+      // The parser's buffer grows by doubling; half a million names should not keep the slack.
+      tensor_.name.shrink_to_fit();
       begin_entry();
     } else if (state_ == State::metadata) {
       if (metadata_keys_.size() == kMaxMetadataEntries) fail(file_, "has too much __metadata__");

@@ -10,8 +10,12 @@
 namespace tabes::checkpoint {
 namespace {
 
+bool is_space(char c) {
+  return c == ' ' || c == '\t' || c == '\n' || c == '\r';
+}
+
 // Looks at the raw bytes for what the parser tolerates (a byte order mark, a NUL as the end of the
-// text) or would buffer without bound (long strings, deep nesting).
+// text) or would buffer without bound (deep nesting, long strings, long runs of spaces).
 void scan(std::string_view text, const std::string& file, const JsonLimits& limits) {
   if (text.starts_with("\xef\xbb\xbf")) fail(file, "the JSON starts with a byte order mark");
   if (text.find('\0') != std::string_view::npos) fail(file, "the JSON holds a NUL byte");
@@ -23,13 +27,19 @@ void scan(std::string_view text, const std::string& file, const JsonLimits& limi
       }
     } else if (text[i] == '}' || text[i] == ']') {
       depth -= depth > 0;
-    } else if (text[i] == '"') {
-      const size_t start = ++i;
-      while (i < text.size() && text[i] != '"') i += text[i] == '\\' ? 2 : 1;
-      if (i - start > limits.string_bytes) {
-        fail(file, "the JSON holds a string longer than " + std::to_string(limits.string_bytes) +
-                       " bytes");
+    } else if (text[i] == '"' || is_space(text[i])) {
+      const bool spaces = text[i] != '"';
+      const size_t start = i++;
+      if (spaces) {
+        while (i < text.size() && is_space(text[i])) ++i;
+      } else {
+        while (i < text.size() && text[i] != '"') i += text[i] == '\\' ? 2 : 1;
       }
+      if (i - start > limits.string_bytes) {
+        fail(file, std::string("the JSON holds a ") + (spaces ? "run of spaces" : "string") +
+                       " longer than " + std::to_string(limits.string_bytes) + " bytes");
+      }
+      i -= spaces;  // the byte after them is still to be looked at
     }
   }
 }

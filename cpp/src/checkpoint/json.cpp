@@ -10,37 +10,34 @@
 namespace tabes::checkpoint {
 namespace {
 
-bool is_space(char c) {
-  return c == ' ' || c == '\t' || c == '\n' || c == '\r';
-}
-
 // Looks at the raw bytes for what the parser tolerates (a byte order mark, a NUL as the end of the
-// text) or would buffer without bound (deep nesting, long strings, long runs of spaces).
+// text) or would buffer without bound: deep nesting, long strings, long numbers or runs of spaces.
 void scan(std::string_view text, const std::string& file, const JsonLimits& limits) {
   if (text.starts_with("\xef\xbb\xbf")) fail(file, "the JSON starts with a byte order mark");
   if (text.find('\0') != std::string_view::npos) fail(file, "the JSON holds a NUL byte");
-  size_t depth = 0;
+  const auto check_length = [&](const char* what, size_t length, size_t limit) {
+    if (length <= limit) return;
+    fail(file, std::string("the JSON holds a ") + what + " longer than " + std::to_string(limit) +
+                   " bytes");
+  };
+  size_t depth = 0, mark = 0;  // mark: the last bracket, comma, colon or quotation mark
   for (size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '{' || text[i] == '[') {
+    const char c = text[i];
+    if (c == '{' || c == '[') {
       if (++depth > limits.depth) {
         fail(file, "the JSON is nested deeper than " + std::to_string(limits.depth) + " levels");
       }
-    } else if (text[i] == '}' || text[i] == ']') {
+    } else if (c == '}' || c == ']') {
       depth -= depth > 0;
-    } else if (text[i] == '"' || is_space(text[i])) {
-      const bool spaces = text[i] != '"';
-      const size_t start = i++;
-      if (spaces) {
-        while (i < text.size() && is_space(text[i])) ++i;
-      } else {
-        while (i < text.size() && text[i] != '"') i += text[i] == '\\' ? 2 : 1;
-      }
-      if (i - start > limits.string_bytes) {
-        fail(file, std::string("the JSON holds a ") + (spaces ? "run of spaces" : "string") +
-                       " longer than " + std::to_string(limits.string_bytes) + " bytes");
-      }
-      i -= spaces;  // the byte after them is still to be looked at
+    } else if (c == '"') {
+      const size_t start = ++i;
+      while (i < text.size() && text[i] != '"') i += text[i] == '\\' ? 2 : 1;
+      check_length("string", i - start, limits.string_bytes);
+    } else if (c != ',' && c != ':') {
+      check_length("number or run of spaces", i - mark, limits.gap_bytes);
+      continue;
     }
+    mark = i;
   }
 }
 

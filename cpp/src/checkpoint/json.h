@@ -17,6 +17,7 @@ struct JsonLimits {
   size_t depth = 32;
   size_t values = 1'000'000;
   size_t string_bytes = size_t{16} << 20;
+  size_t gap_bytes = size_t{1} << 20;  // numbers and runs of spaces
 };
 
 // The parser's events in document order. Implementations may throw to stop it.

@@ -10,6 +10,7 @@ of a decoding step spent outside the model, and the peak memory of each side in 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import resource
@@ -45,6 +46,8 @@ def checkpoint(config: LLaDAConfig, folder: Path) -> LLaDA:
         vocabulary.pop(f"t{i}")
         vocabulary[name] = i
     export(module.state_dict(), config, build_tokenizer(vocabulary), folder)
+    described = json.loads((folder / "config.json").read_text()) | {"max_sequence_length": 1024}
+    (folder / "config.json").write_text(json.dumps(described))
     # What both sides compute with are the stored weights.
     module.load_state_dict({k: v.bfloat16().float() for k, v in module.state_dict().items()})
     return module.eval()

@@ -318,7 +318,7 @@ at::Tensor Transformer::encode(const PackedBatch& batch, const RowSet& rows,
     x = apply(layers_[i], x, positions, batch.cu_seqlens, last ? &wanted : nullptr);
   }
   if (config_.final_norm) x = final_norm_(x);
-  if (config_.head_transform) x = head_norm_(head_dense_.gelu(x, /*approximate=*/false));
+  if (config_.head_transform) x = head_norm_(head_dense_.gelu(x, config_.mlp == Mlp::gelu_tanh));
   return x;
 }
 

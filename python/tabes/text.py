@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,6 +72,12 @@ class Tokenizer:
             mask_token_id = self._declared_mask_id()
         self.mask_token_id = mask_token_id
         added = backend.get_added_tokens_decoder()
+        # What the config names is special, be it a plain word of tokenizer.json's vocabulary.
+        named = {name: backend.token_to_id(name) for name in self._named_tokens.values()}
+        backend.add_special_tokens(
+            [name for name, i in named.items() if i is not None and i not in added]
+        )
+        added = backend.get_added_tokens_decoder()
         written = None if mask_token_id is None else backend.id_to_token(mask_token_id)
         self.mask_token = written or MASK_LITERAL
         self._native_mask = mask_token_id is not None and mask_token_id in added
@@ -130,10 +137,13 @@ class Tokenizer:
     def encode_chat(self, messages: Sequence[Message], gen_length: int | None) -> Prompt:
         """A conversation through the chat template, followed by `gen_length` masks for the reply.
 
-        The template writes the special tokens, so no frame is added.
+        With `gen_length` None, masks written in the messages are all there is to fill. The
+        template writes the special tokens, so no frame is added.
         """
         body = self._encode_body(self.render_chat(messages))
-        return Prompt(body + self._masks(gen_length or 0), len(body))
+        if gen_length is None:
+            return Prompt(body, 0)
+        return Prompt(body + self._masks(gen_length), len(body))
 
     def _masks(self, count: int) -> list[int]:
         if count and self.mask_token_id is None:
@@ -195,10 +205,12 @@ class Tokenizer:
 
     def piece(self, token: int) -> str:
         """How one token looks on its own, special tokens by name; for displays only."""
+        if token == self.mask_token_id:
+            return self.mask_token
         name = self.backend.id_to_token(token)
         if name is None:
             return f"<{token}>"
-        if token in self._hidden or token == self.mask_token_id:
+        if token in self._hidden:
             return name
         if isinstance(self.backend.model, models.WordLevel):
             return name
@@ -220,6 +232,11 @@ class Tokenizer:
                 "tokenizer_config.json): give the prompt as a string"
             )
         for i, message in enumerate(messages):
+            if not isinstance(message, Mapping):
+                raise InputError(
+                    f"message {i} is of type {type(message).__name__}: "
+                    "every message is a dict with 'role' and 'content'"
+                )
             if "role" not in message or "content" not in message:
                 raise InputError(
                     f"message {i} has the keys {sorted(map(str, message))}: "
@@ -231,25 +248,52 @@ class Tokenizer:
 def _render(source: str, messages: Sequence[Message], tokens: Mapping[str, str]) -> str:
     # The template comes with the checkpoint and is not trusted: it runs in jinja2's sandbox.
     import jinja2
-    from jinja2.ext import loopcontrols
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """The tag around what the assistant said, which matters only to training."""
+
+        tags = {"generation"}  # noqa: RUF012  (as jinja2 declares it)
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
 
     def refuse(message: str) -> str:
         raise jinja2.TemplateError(message)
 
-    def to_json(value: Any, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
+    def to_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
 
+    # What templates are given here is what transformers gives them, for which they are written.
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     environment.filters["tojson"] = to_json
+    given = {"tools": None, "documents": None, "add_generation_prompt": True, **tokens}
     try:
-        template = environment.from_string(source)
-        return template.render(messages=list(messages), add_generation_prompt=True, **tokens)
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-        raise InputError(f"the chat template failed on these messages: {error}") from error
+        return environment.from_string(source).render(messages=list(messages), **given)
+    except Exception as error:  # a template can raise anything: its filters are Python functions
+        reason = str(error) or type(error).__name__
+        raise InputError(f"the chat template failed on these messages: {reason}") from error
 
 
 def load_tokenizer(directory: Path, mask_token_id: int | None = None) -> Tokenizer | None:
@@ -266,7 +310,7 @@ def load_tokenizer(directory: Path, mask_token_id: int | None = None) -> Tokeniz
     if tokenizer_file.is_file():
         backend = _from_tokenizer_json(tokenizer_file)
     elif vocabulary_file.is_file():
-        backend = _from_vocabulary(vocabulary_file, config.get("do_lower_case"))
+        backend = _from_vocabulary(vocabulary_file, _bert_options(directory, config))
     else:
         return None
     named = {
@@ -321,9 +365,14 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
     if path.is_file():
         return _read_text(path)
     template = config.get("chat_template")
-    if isinstance(template, list):  # several named ones
-        template = {t.get("name"): t.get("template") for t in template}.get("default")
-    return template if isinstance(template, str) else None
+    if isinstance(template, list) and all(isinstance(t, dict) for t in template):
+        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError(
+            f"{directory / 'tokenizer_config.json'} has a chat_template that is neither a string "
+            "nor a list of objects with name and template"
+        )
+    return template
 
 
 def _from_tokenizer_json(path: Path) -> Backend:
@@ -337,9 +386,28 @@ def _from_tokenizer_json(path: Path) -> Backend:
         ) from error
 
 
-def _from_vocabulary(path: Path, lower_case: bool | None) -> Backend:
-    tokens = _read_text(path).splitlines()
-    vocabulary = {token.strip(): i for i, token in enumerate(tokens)}
+def _bert_options(directory: Path, config: Mapping[str, Any]) -> dict[str, bool]:
+    """The arguments of BertNormalizer that the config sets."""
+    names = {
+        "do_lower_case": "lowercase",
+        "strip_accents": "strip_accents",
+        "tokenize_chinese_chars": "handle_chinese_chars",
+    }
+    options: dict[str, bool] = {}
+    for key, name in names.items():
+        value = config.get(key)
+        if isinstance(value, bool):
+            options[name] = value
+        elif value is not None:
+            path = directory / "tokenizer_config.json"
+            raise CheckpointError(f"{path} has {key}={value!r}: it must be true or false")
+    return options
+
+
+def _from_vocabulary(path: Path, bert_options: dict[str, bool]) -> Backend:
+    # Lines end at line feeds only, and blanks of any kind may be tokens: ids are line numbers.
+    lines = _read_text(path).removesuffix("\n").split("\n")
+    vocabulary = {line.strip() or line: i for i, line in enumerate(lines)}
     special = [token for token in vocabulary if _SPECIAL.fullmatch(token)]
     plain = [token for token in vocabulary if token and not _SPECIAL.fullmatch(token)]
     if not plain:
@@ -350,10 +418,9 @@ def _from_vocabulary(path: Path, lower_case: bool | None) -> Backend:
 
     backend: Backend
     if any(token.startswith("##") for token in plain):
-        if lower_case is None:
-            lower_case = not any(c.isupper() for token in plain for c in token)
+        cased = any(c.isupper() for token in plain for c in token)
         backend = Backend(models.WordPiece(vocab=vocabulary, unk_token=unknown))
-        backend.normalizer = normalizers.BertNormalizer(lowercase=lower_case)
+        backend.normalizer = normalizers.BertNormalizer(**{"lowercase": not cased, **bert_options})
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.decoder = decoders.WordPiece(prefix="##")
     else:
@@ -362,7 +429,8 @@ def _from_vocabulary(path: Path, lower_case: bool | None) -> Backend:
         if pattern is None:
             backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         else:
-            backend.normalizer = normalizers.Strip()
+            if not any(token.isspace() for token in plain):
+                backend.normalizer = normalizers.Strip()
             backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
             backend.decoder = decoders.Fuse()
     # Their names in a text are then the tokens themselves; the ids stay those of the file.

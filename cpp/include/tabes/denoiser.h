@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -50,6 +51,41 @@ struct RowSet {
 // Called now and then during long computations; it may throw to stop them.
 using Poll = std::function<void()>;
 
+// What a forward pass leaves behind for the frozen context: every row's attention keys and values.
+// Opaque; only the model that made it can use it.
+class Context {
+ public:
+  virtual ~Context() = default;
+};
+
+// A question about a changed batch: how does the summed entropy of some rows' predictions depend
+// on the input embeddings of others?
+struct GradientRequest {
+  const PackedBatch& batch;
+  // The active rows of ActiveQueryAttention (arXiv 2602.00250): in the adjoint the attention
+  // outputs of all other rows are constants. Holds the candidates and the probes. All rows: the
+  // ordinary gradient.
+  const RowSet& active;
+  const RowSet& candidates;  // rows whose embeddings are changed and whose gradient is wanted
+  const RowSet& probes;      // rows whose entropies are summed
+  at::Tensor offset;         // [candidates, D], added to the candidates' input embeddings
+  at::Tensor weight;         // [probes] real: each probe's entropy counts so much; undefined: 1
+  at::Tensor forbidden;      // [f] int64: tokens of probability 0
+  // Frozen context: inactive rows keep the keys and values they had in the pass that filled this,
+  // and only active rows are computed. Those of the active rows are overwritten, so another
+  // request on the same context must have the same active rows. Null: the exact forward pass.
+  Context* frozen = nullptr;
+  Poll poll = {};
+};
+
+struct EntropyGradient {
+  at::Tensor gradient;        // [candidates, D] in the model's dtype
+  at::Tensor entropy;         // [probes] real: nats, of the changed batch
+  int64_t forward_rows = 0;   // rows through the trunk
+  int64_t backward_rows = 0;  // rows through its adjoint
+  int64_t head_rows = 0;      // rows through the vocabulary projection
+};
+
 // A frozen model that predicts every position from all the others. Implementations are immutable
 // after construction: all const members may be called from several threads at once.
 class Denoiser {
@@ -63,13 +99,17 @@ class Denoiser {
 
   // Features [n, F] from which project() computes the logits of the n wanted rows. Throws
   // InputError if a sequence is empty or longer than info().max_length, or if a token id is
-  // outside the vocabulary.
-  virtual at::Tensor encode(const PackedBatch& batch, const RowSet& rows,
-                            const Poll& poll = {}) const = 0;
+  // outside the vocabulary. `kept`, if given, receives the pass's context for entropy_gradient(),
+  // null from a model that has none.
+  virtual at::Tensor encode(const PackedBatch& batch, const RowSet& rows, const Poll& poll = {},
+                            std::unique_ptr<Context>* kept = nullptr) const = 0;
 
   // Logits [n, V] of features [n, F], in the model's dtype. Apart from encode() so that a caller
   // can take the rows in pieces and never hold n * V numbers.
   virtual at::Tensor project(const at::Tensor& features) const = 0;
+
+  // The gradient of the probes' summed entropy by the candidates' input embeddings.
+  virtual EntropyGradient entropy_gradient(const GradientRequest& request) const = 0;
 };
 
 }  // namespace tabes

@@ -6,7 +6,9 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
 
+#include <mutex>
 #include <optional>
 #include <string_view>
 
@@ -55,38 +57,80 @@ bool worth_packing(const at::Tensor& weight) {
 
 }  // namespace
 
+// Made by whichever thread needs it first; the others wait.
+struct Linear::Transpose {
+  std::once_flag once;
+  at::Tensor packed;
+};
+
+namespace {
+
+OptionalTensor optional(const at::Tensor& t) {
+  return t.defined() ? OptionalTensor(t) : std::nullopt;
+}
+
+at::Tensor product(const at::Tensor& x, const at::Tensor& packed, const OptionalTensor& bias) {
+  return OneDnn::get()->pointwise.call(x, packed, bias, "none", NoScalars(), "");
+}
+
+at::Tensor sum(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& packed,
+               const OptionalTensor& bias) {
+  return OneDnn::get()->binary.call(x, residual, packed, bias, "add");
+}
+
+}  // namespace
+
 Linear::Linear(at::Tensor weight, at::Tensor bias)
-    : weight_(std::move(weight)), bias_(std::move(bias)), out_(weight_.size(0)) {
+    : weight_(std::move(weight)),
+      bias_(std::move(bias)),
+      out_(weight_.size(0)),
+      in_(weight_.size(1)) {
   if (worth_packing(weight_)) {
     weight_ = OneDnn::get()->reorder.call(weight_, std::nullopt);
-    packed_ = true;
+    transpose_ = std::make_shared<Transpose>();
   }
 }
 
 at::Tensor Linear::operator()(const at::Tensor& x) const {
   if (x.size(0) == 0) return at::empty({0, out_}, x.options());
-  const OptionalTensor bias = bias_.defined() ? OptionalTensor(bias_) : std::nullopt;
-  if (packed_) return OneDnn::get()->pointwise.call(x, weight_, bias, "none", NoScalars(), "");
-  return at::linear(x, weight_, bias);
+  if (transpose_) return product(x, weight_, optional(bias_));
+  return at::linear(x, weight_, optional(bias_));
 }
 
 at::Tensor Linear::plus(const at::Tensor& x, const at::Tensor& residual) const {
   if (x.size(0) == 0) return residual;
-  const OptionalTensor bias = bias_.defined() ? OptionalTensor(bias_) : std::nullopt;
-  if (packed_) return OneDnn::get()->binary.call(x, residual, weight_, bias, "add");
-  if (!bias) return at::addmm(residual, x, weight_.t());
-  return at::linear(x, weight_, bias).add_(residual);
+  if (transpose_) return sum(x, residual, weight_, optional(bias_));
+  if (!bias_.defined()) return at::addmm(residual, x, weight_.t());
+  return at::linear(x, weight_, bias_).add_(residual);
 }
 
 at::Tensor Linear::gelu(const at::Tensor& x, bool approximate) const {
   if (x.size(0) == 0) return at::empty({0, out_}, x.options());
   const char* form = approximate ? "tanh" : "none";
-  if (packed_) {
-    const OptionalTensor bias = bias_.defined() ? OptionalTensor(bias_) : std::nullopt;
-    return OneDnn::get()->pointwise.call(x, weight_, bias, "gelu", NoScalars(), form);
+  if (transpose_) {
+    return OneDnn::get()->pointwise.call(x, weight_, optional(bias_), "gelu", NoScalars(), form);
   }
   at::Tensor y = (*this)(x);
   return at::gelu_(y, form);
+}
+
+const at::Tensor& Linear::transposed() const {
+  std::call_once(transpose_->once, [&] {
+    const at::Tensor plain = weight_.to_dense();
+    transpose_->packed = OneDnn::get()->reorder.call(plain.t().contiguous(), std::nullopt);
+  });
+  return transpose_->packed;
+}
+
+at::Tensor Linear::adjoint(const at::Tensor& g) const {
+  if (g.size(0) == 0) return at::empty({0, in_}, g.options());
+  return transpose_ ? product(g, transposed(), std::nullopt) : at::mm(g, weight_);
+}
+
+at::Tensor Linear::adjoint_plus(const at::Tensor& g, const at::Tensor& residual) const {
+  if (g.size(0) == 0) return residual;
+  return transpose_ ? sum(g, residual, transposed(), std::nullopt)
+                    : at::addmm(residual, g, weight_);
 }
 
 }  // namespace tabes

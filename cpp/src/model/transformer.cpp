@@ -1,298 +1,26 @@
-#include "tabes/transformer.h"
+#include "model/transformer.h"
 
-#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/arange.h>
-#include <ATen/ops/cos.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/gelu.h>
 #include <ATen/ops/layer_norm.h>
-#include <ATen/ops/outer.h>
-#include <ATen/ops/pow.h>
-#include <ATen/ops/sin.h>
 #include <ATen/ops/tensor.h>
 
+#include <algorithm>
 #include <cmath>
 #include <sstream>
-#include <utility>
 
-#include "model/linear.h"
-#include "ops/call.h"
 #include "ops/ops.h"
 #include "plain_dispatch.h"
 #include "tabes/error.h"
 
 namespace tabes {
-namespace {
 
-struct NormLayer {
-  Norm kind = Norm::rms;
-  double eps = 0;
-  at::Tensor weight, bias;
-
-  at::Tensor operator()(const at::Tensor& x) const {
-    if (kind == Norm::rms) return ops::rms_norm(x, weight, eps);
-    return at::layer_norm(x, {x.size(1)}, weight, bias, eps);
-  }
-};
-
-struct Layer {
-  NormLayer attn_norm, mlp_norm, q_norm, k_norm;
-  Linear qkv, attn_out, up, down;  // `up` holds the gate's rows before its own for gated MLPs
-};
-
-void check(const TransformerConfig& c) {
-  const auto positive = [&](int64_t value, const char* name) {
-    if (value > 0) return;
-    std::ostringstream out;
-    out << "model description: " << name << " must be positive, not " << value;
-    throw CheckpointError(out.str());
-  };
-  positive(c.vocab_size, "vocab_size");
-  positive(c.hidden_size, "hidden_size");
-  positive(c.num_layers, "num_layers");
-  positive(c.num_heads, "num_heads");
-  positive(c.num_kv_heads, "num_kv_heads");
-  positive(c.head_dim, "head_dim");
-  positive(c.mlp_size, "mlp_size");
-  positive(c.max_length, "max_length");
-  std::ostringstream out;
-  if (c.num_heads % c.num_kv_heads != 0) {
-    out << "model description: num_heads " << c.num_heads << " is not a multiple of num_kv_heads "
-        << c.num_kv_heads;
-  } else if (c.positions == Positions::rope && c.head_dim % 2 != 0) {
-    out << "model description: rotary positions need an even head_dim, not " << c.head_dim;
-  } else if (c.mask_token_id < 0 || c.mask_token_id >= c.vocab_size) {
-    out << "model description: mask_token_id " << c.mask_token_id
-        << " is outside the vocabulary of " << c.vocab_size;
-  } else {
-    return;
-  }
-  throw CheckpointError(out.str());
+at::Tensor NormLayer::operator()(const at::Tensor& x) const {
+  if (kind == Norm::rms) return ops::rms_norm(x, weight, eps);
+  return at::layer_norm(x, {x.size(1)}, weight, bias, eps);
 }
 
-class Transformer final : public Denoiser {
- public:
-  Transformer(const TransformerConfig& config, WeightSource& weights, at::Device device,
-              at::ScalarType dtype);
-
-  const ModelInfo& info() const override { return info_; }
-  at::Tensor embedding_table() const override { return tokens_; }
-  at::Tensor encode(const PackedBatch& batch, const RowSet& rows, const Poll& poll) const override;
-  at::Tensor project(const at::Tensor& features) const override;
-
- private:
-  // Reads the weights of one model part after another.
-  class Loader;
-
-  at::Tensor embed(const PackedBatch& batch, const at::Tensor& positions) const;
-  at::Tensor mlp(const Layer& layer, const at::Tensor& x) const;
-  // One layer for all rows, or, where `wanted` is given, the layer's output at those rows only.
-  at::Tensor apply(const Layer& layer, const at::Tensor& x, const at::Tensor& positions,
-                   const std::vector<int64_t>& cu_seqlens, const RowSet* wanted) const;
-
-  TransformerConfig config_;
-  ModelInfo info_;
-  at::Tensor tokens_;     // [V, D]
-  at::Tensor positions_;  // [max_length, D] learned positions plus token type 0, or undefined
-  at::Tensor cos_, sin_;  // [max_length, head_dim / 2], or undefined
-  NormLayer embed_norm_, final_norm_, head_norm_;
-  std::vector<Layer> layers_;
-  Linear head_dense_, head_;
-};
-
-class Transformer::Loader {
- public:
-  Loader(const TransformerConfig& config, WeightSource& source, at::TensorOptions options)
-      : config_(config), source_(source), options_(options) {}
-
-  at::Tensor tensor(const std::string& name, at::IntArrayRef shape) {
-    at::Tensor t = at::empty(shape, options_);
-    source_.read(name, t);
-    parameters_ += t.numel();
-    return t;
-  }
-
-  // Several linears stacked into one product; parts are (name, rows).
-  Linear linear(const std::vector<std::pair<std::string, int64_t>>& parts, int64_t in, bool bias) {
-    int64_t rows = 0;
-    for (const auto& part : parts) rows += part.second;
-    at::Tensor weight = at::empty({rows, in}, options_), offset;
-    if (bias) offset = at::empty({rows}, options_);
-    int64_t at = 0;
-    for (const auto& [name, count] : parts) {
-      source_.read(name + ".weight", weight.narrow(0, at, count));
-      if (bias) source_.read(name + ".bias", offset.narrow(0, at, count));
-      at += count;
-    }
-    parameters_ += weight.numel() + (bias ? offset.numel() : 0);
-    return Linear(std::move(weight), std::move(offset));
-  }
-
-  NormLayer norm(const std::string& name, int64_t size) {
-    NormLayer n;
-    n.kind = config_.norm;
-    n.eps = config_.norm_eps;
-    n.weight = tensor(name + ".weight", {size});
-    if (n.kind == Norm::layer) {
-      n.bias = tensor(name + ".bias", {size});
-    } else {
-      n.weight = n.weight.to(ops::accumulate_type(n.weight.scalar_type()));
-    }
-    return n;
-  }
-
-  int64_t parameters() const { return parameters_; }
-
- private:
-  const TransformerConfig& config_;
-  WeightSource& source_;
-  at::TensorOptions options_;
-  int64_t parameters_ = 0;
-};
-
-Transformer::Transformer(const TransformerConfig& config, WeightSource& weights, at::Device device,
-                         at::ScalarType dtype)
-    : config_(config) {
-  const TransformerConfig& c = config_;
-  const at::TensorOptions options = at::TensorOptions().device(device).dtype(dtype);
-  Loader load(c, weights, options);
-  tokens_ = load.tensor("embed.tokens", {c.vocab_size, c.hidden_size});
-  if (c.positions == Positions::learned) {
-    positions_ = load.tensor("embed.positions", {c.max_length, c.hidden_size});
-  } else {
-    // Computed as the published models do, in float32, so that angles round as theirs did.
-    const auto real = options.dtype(ops::accumulate_type(dtype));
-    const at::Tensor exponent =
-        at::arange(0, c.head_dim, 2, real) / static_cast<double>(c.head_dim);
-    const at::Tensor angle = at::outer(at::arange(c.max_length, real),
-                                       1.0 / at::pow(at::Scalar(c.rope_theta), exponent));
-    cos_ = angle.cos();
-    sin_ = angle.sin();
-  }
-  if (c.token_types > 0) {
-    const at::Tensor type = load.tensor("embed.types", {c.token_types, c.hidden_size})[0];
-    // Only type 0 occurs, so its row can be added to every position once.
-    if (positions_.defined()) {
-      positions_.add_(type);
-    } else {
-      tokens_.add_(type);
-    }
-  }
-  if (c.embedding_norm) embed_norm_ = load.norm("embed.norm", c.hidden_size);
-  const int64_t q_width = c.num_heads * c.head_dim, kv_width = c.num_kv_heads * c.head_dim;
-  const bool is_gated = c.mlp == Mlp::swiglu || c.mlp == Mlp::geglu;
-  for (int64_t i = 0; i < c.num_layers; ++i) {
-    const std::string at = "layers." + std::to_string(i) + ".";
-    Layer layer;
-    layer.attn_norm = load.norm(at + "attn_norm", c.hidden_size);
-    layer.qkv = load.linear({{at + "q", q_width}, {at + "k", kv_width}, {at + "v", kv_width}},
-                            c.hidden_size, c.qkv_bias);
-    if (c.qk_norm) {
-      layer.q_norm = load.norm(at + "q_norm", c.head_dim);
-      layer.k_norm = load.norm(at + "k_norm", c.head_dim);
-    }
-    layer.attn_out = load.linear({{at + "attn_out", c.hidden_size}}, q_width, c.attention_out_bias);
-    layer.mlp_norm = load.norm(at + "mlp_norm", c.hidden_size);
-    std::vector<std::pair<std::string, int64_t>> up{{at + "up", c.mlp_size}};
-    if (is_gated) up.insert(up.begin(), {at + "gate", c.mlp_size});
-    layer.up = load.linear(up, c.hidden_size, c.mlp_bias);
-    layer.down = load.linear({{at + "down", c.hidden_size}}, c.mlp_size, c.mlp_bias);
-    layers_.push_back(std::move(layer));
-  }
-  if (c.final_norm) final_norm_ = load.norm("final_norm", c.hidden_size);
-  if (c.head_transform) {
-    head_dense_ = load.linear({{"head.dense", c.hidden_size}}, c.hidden_size, true);
-    head_norm_ = load.norm("head.norm", c.hidden_size);
-  }
-  if (c.head_tied) {
-    at::Tensor bias;
-    if (c.head_bias) bias = load.tensor("head.out.bias", {c.vocab_size});
-    head_ = Linear(tokens_, std::move(bias));
-  } else {
-    head_ = load.linear({{"head.out", c.vocab_size}}, c.hidden_size, c.head_bias);
-  }
-
-  info_.family = c.family;
-  info_.vocab_size = c.vocab_size;
-  info_.hidden_size = c.hidden_size;
-  info_.num_layers = c.num_layers;
-  info_.max_length = c.max_length;
-  info_.parameters = load.parameters();
-  info_.mask_token_id = c.mask_token_id;
-  info_.eos_token_ids = c.eos_token_ids;
-  info_.bos_token_id = c.bos_token_id;
-  info_.pad_token_id = c.pad_token_id;
-  info_.device = tokens_.device();
-  info_.dtype = dtype;
-}
-
-at::Tensor Transformer::embed(const PackedBatch& batch, const at::Tensor& positions) const {
-  at::Tensor x = tokens_.index_select(0, batch.tokens);
-  if (positions_.defined()) x.add_(positions_.index_select(0, positions));
-  return config_.embedding_norm ? embed_norm_(x) : x;
-}
-
-at::Tensor Transformer::mlp(const Layer& layer, const at::Tensor& x) const {
-  switch (config_.mlp) {
-    case Mlp::swiglu:
-      return ops::gated(layer.up(x), "silu");
-    case Mlp::geglu:
-      return ops::gated(layer.up(x), "gelu");
-    case Mlp::gelu:
-      return layer.up.gelu(x, /*approximate=*/false);
-    case Mlp::gelu_tanh:
-      return layer.up.gelu(x, /*approximate=*/true);
-  }
-  TORCH_INTERNAL_ASSERT(false, "unknown MLP kind");
-}
-
-at::Tensor Transformer::apply(const Layer& layer, const at::Tensor& x, const at::Tensor& positions,
-                              const std::vector<int64_t>& cu_seqlens, const RowSet* wanted) const {
-  const TransformerConfig& c = config_;
-  const bool pre = c.norm_placement == NormPlacement::pre;
-  const int64_t q_width = c.num_heads * c.head_dim, kv_width = c.num_kv_heads * c.head_dim;
-  const at::Tensor qkv = layer.qkv(pre ? layer.attn_norm(x) : x);
-  if (c.qk_norm) {
-    const auto normalise = [&](int64_t from, int64_t width, const NormLayer& norm) {
-      at::Tensor part = qkv.narrow(1, from, width);
-      part.copy_(norm(part.reshape({-1, c.head_dim})).view(part.sizes()));
-    };
-    normalise(0, q_width, layer.q_norm);
-    normalise(q_width, kv_width, layer.k_norm);
-  }
-  if (cos_.defined()) ops::rope_(qkv, c.num_heads + c.num_kv_heads, cos_, sin_, positions);
-  const auto heads = [&](const at::Tensor& t, int64_t n) {
-    return t.unflatten(1, {n, c.head_dim});
-  };
-  at::Tensor q = qkv.narrow(1, 0, q_width), residual = x;
-  if (wanted) {
-    q = q.index_select(0, wanted->rows);
-    residual = x.index_select(0, wanted->rows);
-  }
-  const at::Tensor mixed =
-      ops::attention(heads(q, c.num_heads), heads(qkv.narrow(1, q_width, kv_width), c.num_kv_heads),
-                     heads(qkv.narrow(1, q_width + kv_width, kv_width), c.num_kv_heads),
-                     wanted ? wanted->cu_rows : cu_seqlens, cu_seqlens,
-                     1.0 / std::sqrt(static_cast<double>(c.head_dim)));
-  at::Tensor h = layer.attn_out.plus(mixed, residual);
-  if (!pre) h = layer.attn_norm(h);
-  h = layer.down.plus(mlp(layer, pre ? layer.mlp_norm(h) : h), h);
-  return pre ? h : layer.mlp_norm(h);
-}
-
-// Sequence-wise facts of a batch as a device tensor: value(b) repeated lengths[b] times.
-template <typename Value>
-at::Tensor per_row(const std::vector<int64_t>& offsets, at::Device device, const Value& value) {
-  std::vector<int64_t> host(offsets.back());
-  for (size_t b = 0; b + 1 < offsets.size(); ++b) {
-    for (int64_t i = offsets[b]; i < offsets[b + 1]; ++i) host[i] = value(b, i);
-  }
-  return at::tensor(host, at::kLong).to(device);
-}
-
-at::Tensor Transformer::encode(const PackedBatch& batch, const RowSet& rows,
-                               const Poll& poll) const {
-  const PlainDispatch plain;
+void Transformer::check_lengths(const PackedBatch& batch) const {
   for (int64_t b = 0; b < batch.size(); ++b) {
     const int64_t length = batch.cu_seqlens[b + 1] - batch.cu_seqlens[b];
     if (length >= 1 && length <= config_.max_length) continue;
@@ -301,52 +29,127 @@ at::Tensor Transformer::encode(const PackedBatch& batch, const RowSet& rows,
         << config_.max_length;
     throw InputError(out.str());
   }
-  const at::Tensor positions = per_row(
-      batch.cu_seqlens, info_.device, [&](size_t b, int64_t i) { return i - batch.cu_seqlens[b]; });
-  RowSet wanted = rows;
-  if (config_.logit_shift) {
-    // Row i is predicted by the output at i - 1; a sequence's first row by its own.
-    const at::Tensor first =
-        per_row(rows.cu_rows, info_.device, [&](size_t b, int64_t) { return batch.cu_seqlens[b]; });
-    wanted.rows = (rows.rows - 1).maximum(first);
+}
+
+at::Tensor positions_of(const std::vector<int64_t>& cu_seqlens, at::Device device) {
+  std::vector<int64_t> host(cu_seqlens.back());
+  for (size_t b = 0; b + 1 < cu_seqlens.size(); ++b) {
+    for (int64_t i = cu_seqlens[b]; i < cu_seqlens[b + 1]; ++i) host[i] = i - cu_seqlens[b];
   }
-  at::Tensor x = embed(batch, positions);
+  return at::tensor(host, at::kLong).to(device);
+}
+
+RowSet Transformer::predicting(const PackedBatch& batch, const RowSet& rows) const {
+  if (!config_.logit_shift) return rows;
+  // Row i is predicted by the output at i - 1; a sequence's first row by its own.
+  std::vector<int64_t> first(rows.count());
+  for (int64_t b = 0; b < batch.size(); ++b) {
+    std::fill(first.begin() + rows.cu_rows[b], first.begin() + rows.cu_rows[b + 1],
+              batch.cu_seqlens[b]);
+  }
+  return {(rows.rows - 1).maximum(at::tensor(first, at::kLong).to(info_.device)), rows.cu_rows};
+}
+
+at::Tensor Transformer::embed(const at::Tensor& tokens, const at::Tensor& positions) const {
+  at::Tensor x = tokens_.index_select(0, tokens);
+  if (positions_.defined()) x.add_(positions_.index_select(0, positions));
+  return x;
+}
+
+at::Tensor Transformer::mlp(const Layer& layer, const at::Tensor& x, const Pass& pass,
+                            LayerTape* tape, bool last) const {
+  const bool tanh = config_.mlp == Mlp::gelu_tanh;
+  const bool is_gated = config_.mlp == Mlp::swiglu || config_.mlp == Mlp::geglu;
+  if (!is_gated && !tape) return layer.up.gelu(x, tanh);
+  const at::Tensor up = layer.up(x);
+  if (tape) tape->up = last ? up : pass.at_taped(up);
+  if (is_gated) return ops::gated(up, config_.mlp == Mlp::swiglu ? "silu" : "gelu");
+  return at::gelu(up, tanh ? "tanh" : "none");
+}
+
+// One layer for the pass's rows; the last one's output at the wanted rows only.
+at::Tensor Transformer::apply(size_t index, const at::Tensor& x, const Pass& pass) const {
+  const TransformerConfig& c = config_;
+  const Layer& layer = layers_[index];
+  const bool pre = is_pre(), last = index + 1 == layers_.size();
+  LayerTape* tape = pass.tape ? &(*pass.tape)[index] : nullptr;
+  const at::Tensor qkv = layer.qkv(pre ? layer.attn_norm(x) : x);
+  if (tape && pre) tape->attn_norm_in = pass.at_taped(x);
+  if (c.qk_norm) {
+    if (tape) tape->qk = pass.at_taped(qkv.narrow(1, 0, q_width() + kv_width())).clone();
+    const auto normalise = [&](int64_t from, int64_t width, const NormLayer& norm) {
+      at::Tensor part = qkv.narrow(1, from, width);
+      part.copy_(norm(part.reshape({-1, c.head_dim})).view(part.sizes()));
+    };
+    normalise(0, q_width(), layer.q_norm);
+    normalise(q_width(), kv_width(), layer.k_norm);
+  }
+  if (cos_.defined()) ops::rope_(qkv, c.num_heads + c.num_kv_heads, cos_, sin_, pass.positions);
+  at::Tensor q = qkv.narrow(1, 0, q_width()), residual = x;
+  at::Tensor kv = qkv.narrow(1, q_width(), 2 * kv_width());
+  if (pass.keep) pass.keep->kv.push_back(kv.contiguous());
+  if (pass.frozen) {
+    pass.frozen->kv[index].index_copy_(0, pass.rows, kv);
+    kv = pass.frozen->kv[index].narrow(0, 0, pass.cu_seqlens.back());
+  }
+  if (last) {
+    q = q.index_select(0, pass.wanted.rows);
+    residual = x.index_select(0, pass.wanted.rows);
+  }
+  if (tape) {
+    tape->q = last ? q : pass.at_taped(q);
+    tape->kv = kv;
+  }
+  const at::Tensor mixed =
+      ops::attention(heads(q, c.num_heads), heads(kv.narrow(1, 0, kv_width()), c.num_kv_heads),
+                     heads(kv.narrow(1, kv_width(), kv_width()), c.num_kv_heads),
+                     last ? pass.wanted.cu_rows : pass.cu_rows, pass.cu_seqlens,
+                     1.0 / std::sqrt(static_cast<double>(c.head_dim)));
+  const auto taped = [&](const at::Tensor& t) { return last ? t : pass.at_taped(t); };
+  at::Tensor h = layer.attn_out.plus(mixed, residual);
+  if (!pre) {
+    if (tape) tape->attn_norm_in = taped(h);
+    h = layer.attn_norm(h);
+  }
+  if (tape && pre) tape->mlp_norm_in = taped(h);
+  h = layer.down.plus(mlp(layer, pre ? layer.mlp_norm(h) : h, pass, tape, last), h);
+  if (pre) return h;
+  if (tape) tape->mlp_norm_in = taped(h);
+  return layer.mlp_norm(h);
+}
+
+at::Tensor Transformer::trunk(at::Tensor x, const Pass& pass, const Poll& poll) const {
+  if (pass.tape) pass.tape->resize(layers_.size());
   for (size_t i = 0; i < layers_.size(); ++i) {
     if (poll) poll();
-    // The last layer's output matters at the wanted rows only; its keys and values at all.
-    const bool last = i + 1 == layers_.size();
-    x = apply(layers_[i], x, positions, batch.cu_seqlens, last ? &wanted : nullptr);
+    x = apply(i, x, pass);
   }
+  return x;
+}
+
+at::Tensor Transformer::encode(const PackedBatch& batch, const RowSet& rows, const Poll& poll,
+                               std::unique_ptr<Context>* kept) const {
+  const PlainDispatch plain;
+  check_lengths(batch);
+  Pass pass{positions_of(batch.cu_seqlens, info_.device), batch.cu_seqlens, batch.cu_seqlens,
+            predicting(batch, rows)};
+  std::unique_ptr<FrozenContext> context;
+  if (kept) {
+    context = std::make_unique<FrozenContext>();
+    pass.keep = context.get();
+  }
+  at::Tensor x = embed(batch.tokens, pass.positions);
+  if (config_.embedding_norm) x = embed_norm_(x);
+  x = trunk(x, pass, poll);
   if (config_.final_norm) x = final_norm_(x);
   if (config_.head_transform) x = head_norm_(head_dense_.gelu(x, config_.mlp == Mlp::gelu_tanh));
+  if (kept) *kept = std::move(context);
   return x;
 }
 
 at::Tensor Transformer::project(const at::Tensor& features) const {
   const PlainDispatch plain;
   return head_(features);
-}
-
-}  // namespace
-
-std::shared_ptr<const Denoiser> make_transformer(const TransformerConfig& config,
-                                                 WeightSource& weights, at::Device device,
-                                                 at::ScalarType dtype) {
-  if (dtype != at::kFloat && dtype != at::kBFloat16 && dtype != at::kDouble) {
-    throw DeviceError(std::string("dtype ") + c10::toString(dtype) +
-                      " is not supported; use float32 or bfloat16");
-  }
-  if (device.is_cuda() && !at::hasCUDA()) {
-    throw DeviceError(
-        "this build of tabes has no CUDA support; rebuild it against a CUDA build of PyTorch with "
-        "-DTABES_CUDA=ON, or use device=\"cpu\"");
-  }
-  if (!device.is_cpu() && !device.is_cuda()) {
-    throw DeviceError("device " + device.str() + " is not supported; use \"cpu\" or \"cuda\"");
-  }
-  check(config);
-  const PlainDispatch plain;
-  return std::make_shared<const Transformer>(config, weights, device, dtype);
 }
 
 }  // namespace tabes

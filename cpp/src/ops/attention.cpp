@@ -10,16 +10,17 @@
 namespace tabes::ops {
 namespace {
 
-// q [b, H, n, d], k and v [b, Hkv, L, d] -> [b, H, n, d]. Which route is fastest was measured on
+// q [b, H, n, d], k and v [b, Hkv, L, d], bias [b, 1, n, L] -> [b, H, n, d]. Which route is fastest was measured on
 // one core at L = 36..512: the flash kernel for float32, plain products for bfloat16.
-at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
+at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale,
+                  const std::optional<at::Tensor>& bias) {
   const bool grouped = q.size(1) != k.size(1);
   if (!q.is_cpu()) {
-    return at::scaled_dot_product_attention(q, k, v, {}, 0.0, false, scale, grouped);
+    return at::scaled_dot_product_attention(q, k, v, bias, 0.0, false, scale, grouped);
   }
-  if (q.scalar_type() != at::kBFloat16) {
+  if (q.scalar_type() != at::kBFloat16 || bias) {
     return std::get<0>(
-        at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, false, {}, scale));
+        at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, false, bias, scale));
   }
   const int64_t b = q.size(0), heads = q.size(1), n = q.size(2), d = q.size(3), length = k.size(2);
   // A group's queries share a key head: stack them as more query rows of it.
@@ -36,7 +37,7 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const std::vector<int64_t>& cu_q, const std::vector<int64_t>& cu_k,
-                     double scale) {
+                     double scale, const std::optional<at::Tensor>& bias) {
   const int64_t heads = q.size(1), width = q.size(2), groups = k.size(1);
   const int64_t batch = static_cast<int64_t>(cu_k.size()) - 1;
   at::Tensor out;
@@ -52,8 +53,14 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
       const auto part = [&](const at::Tensor& t, int64_t from, int64_t rows, int64_t h) {
         return t.narrow(0, from, count * rows).view({count, rows, h, width}).transpose(1, 2);
       };
+      std::optional<at::Tensor> offsets;
+      if (bias) {
+        offsets = bias->narrow(0, cu_q[b], count * n)
+                      .narrow(1, 0, length)
+                      .reshape({count, 1, n, length});
+      }
       const at::Tensor mixed = attend(part(q, cu_q[b], n, heads), part(k, cu_k[b], length, groups),
-                                      part(v, cu_k[b], length, groups), scale)
+                                      part(v, cu_k[b], length, groups), scale, offsets)
                                    .transpose(1, 2)
                                    .reshape({count * n, heads * width});
       if (count == batch) return mixed;

@@ -23,12 +23,12 @@ void check(const at::Tensor& x, int64_t heads, const at::Tensor& cos, const at::
 }
 
 void rope_meta(const at::Tensor& x, int64_t heads, const at::Tensor& cos, const at::Tensor& sin,
-               const at::Tensor& positions) {
+               const at::Tensor& positions, bool) {
   check(x, heads, cos, sin, positions);
 }
 
 void rope_cpu(const at::Tensor& x, int64_t heads, const at::Tensor& cos, const at::Tensor& sin,
-              const at::Tensor& positions) {
+              const at::Tensor& positions, bool inverse) {
   check(x, heads, cos, sin, positions);
   const int64_t half = cos.size(1);
   const int64_t* position = positions.const_data_ptr<int64_t>();
@@ -43,7 +43,7 @@ void rope_cpu(const at::Tensor& x, int64_t heads, const at::Tensor& cos, const a
         0, x.size(0), std::max<int64_t>(1, 65536 / x.size(1)), [&](int64_t from, int64_t to) {
           cpu::kernels<scalar_t>().rope(data + from * x.stride(0), x.stride(0), heads, half,
                                         cos.const_data_ptr<A>(), sin.const_data_ptr<A>(),
-                                        position + from, to - from);
+                                        position + from, to - from, inverse);
         });
   });
 }
@@ -51,7 +51,9 @@ void rope_cpu(const at::Tensor& x, int64_t heads, const at::Tensor& cos, const a
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(tabes, m) {
-  m.def("rope_(Tensor(a!) x, int heads, Tensor cos, Tensor sin, Tensor positions) -> ()");
+  m.def(
+      "rope_(Tensor(a!) x, int heads, Tensor cos, Tensor sin, Tensor positions, "
+      "bool inverse=False) -> ()");
 }
 TORCH_LIBRARY_IMPL(tabes, CPU, m) {
   m.impl("rope_", rope_cpu);
@@ -61,9 +63,9 @@ TORCH_LIBRARY_IMPL(tabes, Meta, m) {
 }
 
 void rope_(const at::Tensor& x, int64_t heads, const at::Tensor& cos, const at::Tensor& sin,
-           const at::Tensor& positions) {
+           const at::Tensor& positions, bool inverse) {
   static auto op = find_op<decltype(rope_)>("tabes::rope_");
-  op.call(x, heads, cos, sin, positions);
+  op.call(x, heads, cos, sin, positions, inverse);
 }
 
 }  // namespace tabes::ops

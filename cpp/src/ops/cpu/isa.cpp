@@ -100,11 +100,42 @@ void rms_norm(const T* x, int64_t stride, const Accumulate<T>* weight, T* y, int
   }
 }
 
+// With s = 1 / rms: dx = s (w dy) - x s^3 / n * sum(x w dy).
+template <typename T>
+void rms_norm_backward(const T* dy, const T* x, int64_t stride, const Accumulate<T>* weight, T* dx,
+                       int64_t rows, int64_t n, Accumulate<T> eps) {
+  using A = Accumulate<T>;
+  Staged<T> source(n), gradient(n), result(n);
+  for (int64_t r = 0; r < rows; ++r) {
+    const A* in = source.in(x + r * stride, n);
+    const A* g = gradient.in(dy + r * n, n);
+    Vec<A> squares(0), products(0);
+    for_pieces<A>(n, [&](int64_t i, int64_t c) {
+      // Lanes past the end are zero in the first factor, so they add nothing.
+      const Vec<A> v = c == Vec<A>::size() ? Vec<A>::loadu(in + i)
+                                           : Vec<A>::set(Vec<A>(0), Vec<A>::loadu(in + i, c), c);
+      Vec<A> gw = load(g + i, c) * load(weight + i, c);
+      if (c < Vec<A>::size()) gw = Vec<A>::set(Vec<A>(0), gw, c);
+      squares = at::vec::fmadd(v, v, squares);
+      products = at::vec::fmadd(v, gw, products);
+    });
+    const A scale = A(1) / std::sqrt(reduce_add<A>(squares) / static_cast<A>(n) + eps);
+    const A back = scale * scale * scale * reduce_add<A>(products) / static_cast<A>(n);
+    A* out = result.out(dx + r * n);
+    for_pieces<A>(n, [&](int64_t i, int64_t c) {
+      const Vec<A> gw = load(g + i, c) * load(weight + i, c);
+      store<A>(gw * Vec<A>(scale) - load(in + i, c) * Vec<A>(back), out + i, c);
+    });
+    result.finish(dx + r * n, n);
+  }
+}
+
 template <typename T>
 void rope(T* x, int64_t stride, int64_t heads, int64_t half, const Accumulate<T>* cos,
-          const Accumulate<T>* sin, const int64_t* positions, int64_t rows) {
+          const Accumulate<T>* sin, const int64_t* positions, int64_t rows, bool inverse) {
   using A = Accumulate<T>;
   Staged<T> stage(2 * half);
+  const Vec<A> sign(inverse ? A(-1) : A(1));
   for (int64_t r = 0; r < rows; ++r) {
     const A* c_row = cos + positions[r] * half;
     const A* s_row = sin + positions[r] * half;
@@ -113,7 +144,7 @@ void rope(T* x, int64_t stride, int64_t heads, int64_t half, const Accumulate<T>
       const A* in = stage.in(head, 2 * half);
       A* out = stage.out(head);
       for_pieces<A>(half, [&](int64_t i, int64_t n) {
-        const Vec<A> c = load(c_row + i, n), s = load(s_row + i, n);
+        const Vec<A> c = load(c_row + i, n), s = load(s_row + i, n) * sign;
         const Vec<A> a = load(in + i, n), b = load(in + half + i, n);
         store<A>(a * c - b * s, out + i, n);
         store<A>(b * c + a * s, out + half + i, n);
@@ -141,6 +172,36 @@ void gated(const T* x, T* y, int64_t rows, int64_t n, Gate gate) {
       store<A>(activate<A>(load(g + i, c), gate) * load(u + i, c), out + i, c);
     });
     result.finish(y + r * n, n);
+  }
+}
+
+template <typename T>
+void gated_backward(const T* dy, const T* x, T* dx, int64_t rows, int64_t n, Gate gate) {
+  using A = Accumulate<T>;
+  constexpr A kInverseSqrt2Pi = A(0.3989422804014327);
+  Staged<T> first(n), second(n), gradient(n), d_first(n), d_second(n);
+  for (int64_t r = 0; r < rows; ++r) {
+    const A* g = first.in(x + r * 2 * n, n);
+    const A* u = second.in(x + r * 2 * n + n, n);
+    const A* d = gradient.in(dy + r * n, n);
+    A* dg = d_first.out(dx + r * 2 * n);
+    A* du = d_second.out(dx + r * 2 * n + n);
+    for_pieces<A>(n, [&](int64_t i, int64_t c) {
+      const Vec<A> v = load(g + i, c), one(1);
+      Vec<A> share, slope;  // act(v) = v * share; slope = act'(v)
+      if (gate == Gate::silu) {
+        share = one / (one + v.neg().exp_u20());
+        slope = share * (one + v * (one - share));
+      } else {
+        share = Vec<A>(A(0.5)) * (one + (v * Vec<A>(A(M_SQRT1_2))).erf());
+        slope = share + v * Vec<A>(kInverseSqrt2Pi) * (v * v * Vec<A>(A(-0.5))).exp_u20();
+      }
+      const Vec<A> down = load(d + i, c);
+      store<A>(down * load(u + i, c) * slope, dg + i, c);
+      store<A>(down * v * share, du + i, c);
+    });
+    d_first.finish(dx + r * 2 * n, n);
+    d_second.finish(dx + r * 2 * n + n, n);
   }
 }
 
@@ -251,11 +312,34 @@ Accumulate<T> exp_row(const T* x, Accumulate<T> shift, Accumulate<T> inverse_tem
   return total;
 }
 
+// H = -sum p log p, so dH/dx_j = -p_j (log p_j + H), with log p_j = x_j - lse.
+template <typename T>
+void entropy_adjoint(T* x, Accumulate<T> lse, Accumulate<T> entropy, Accumulate<T> weight,
+                     int64_t n) {
+  using A = Accumulate<T>;
+  constexpr int64_t kBlock = 2048;
+  Staged<T> source(std::min(kBlock, n)), result(std::min(kBlock, n));
+  for (int64_t start = 0; start < n; start += kBlock) {
+    const int64_t size = std::min(kBlock, n - start);
+    const A* in = source.in(x + start, size);
+    A* out = result.out(x + start);
+    for_pieces<A>(size, [&](int64_t i, int64_t c) {
+      const Vec<A> log_p = load(in + i, c) - Vec<A>(lse);
+      const Vec<A> bounded = at::vec::clamp_min(log_p, Vec<A>(kLowest<A>));
+      const Vec<A> d = bounded.exp_u20() * (bounded + Vec<A>(entropy)) * Vec<A>(-weight);
+      store<A>(Vec<A>::blendv(d, Vec<A>(0), log_p < Vec<A>(kLowest<A>)), out + i, c);
+    });
+    result.finish(x + start, size);
+  }
+}
+
 }  // namespace
 
 template <typename T>
 const Kernels<T>& table() {
-  static const Kernels<T> kernels{rms_norm<T>, rope<T>, gated<T>, statistics<T>, exp_row<T>};
+  static const Kernels<T> kernels{
+      rms_norm<T>,       rms_norm_backward<T>, rope<T>,    gated<T>,
+      gated_backward<T>, statistics<T>,        exp_row<T>, entropy_adjoint<T>};
   return kernels;
 }
 

@@ -30,15 +30,23 @@ struct Kernels {
   // y = x / rms(x) * weight over rows of `n`; x rows lie `stride` apart, y rows n apart.
   void (*rms_norm)(const T* x, int64_t stride, const A* weight, T* y, int64_t rows, int64_t n,
                    A eps);
+  // dx of the above for dy of rows n apart; x as there, dx rows n apart.
+  void (*rms_norm_backward)(const T* dy, const T* x, int64_t stride, const A* weight, T* dx,
+                            int64_t rows, int64_t n, A eps);
   // Rotates, in place, `heads` consecutive heads of 2 * half elements at the start of each row
-  // (row stride `stride`); cos and sin hold `half` values for each position.
+  // (row stride `stride`), by the negative angle if `inverse`; cos and sin hold `half` values for
+  // each position.
   void (*rope)(T* x, int64_t stride, int64_t heads, int64_t half, const A* cos, const A* sin,
-               const int64_t* positions, int64_t rows);
+               const int64_t* positions, int64_t rows, bool inverse);
   // y[r, j] = act(x[r, j]) * x[r, n + j] for rows of 2n.
   void (*gated)(const T* x, T* y, int64_t rows, int64_t n, Gate gate);
+  // dx [rows, 2n] of the above for dy [rows, n].
+  void (*gated_backward)(const T* dy, const T* x, T* dx, int64_t rows, int64_t n, Gate gate);
   void (*statistics)(const T* logits, int64_t rows, int64_t n, RowStatistics<A>* out);
   // out[j] = exp((x[j] - shift) * inverse_temperature); returns the sum.
   A (*exp_row)(const T* x, A shift, A inverse_temperature, A* out, int64_t n);
+  // One row, in place: the derivative of weight * entropy by each logit.
+  void (*entropy_adjoint)(T* x, A lse, A entropy, A weight, int64_t n);
 };
 
 // The best kernels this processor can run.

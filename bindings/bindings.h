@@ -9,6 +9,7 @@ void register_errors(pybind11::module_& m);
 void register_denoiser(pybind11::module_& m);
 void register_policy(pybind11::module_& m);
 void register_generate(pybind11::module_& m);
+void register_influence(pybind11::module_& m);
 
 // A poll for long computations: lets Python handle Ctrl-C. It takes the interpreter lock at most
 // every 20 ms, since waiting for it costs other threads and us time.

@@ -26,4 +26,5 @@ PYBIND11_MODULE(_core, m) {
   tabes::python::register_denoiser(m);
   tabes::python::register_policy(m);
   tabes::python::register_generate(m);
+  tabes::python::register_influence(m);
 }

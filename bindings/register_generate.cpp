@@ -33,7 +33,12 @@ void register_generate(py::module_& m) {
       .def_readonly("confidence", &StepRecord::confidence)
       .def_readonly("entropy", &StepRecord::entropy)
       .def_readonly("score", &StepRecord::score)
+      .def_readonly("influence", &StepRecord::influence)
+      .def_readonly("by_confidence", &StepRecord::by_confidence)
+      .def_readonly("predicted_fall", &StepRecord::predicted_fall)
+      .def_readonly("realised_fall", &StepRecord::realised_fall)
       .def_readonly("forward_rows", &StepRecord::forward_rows)
+      .def_readonly("backward_rows", &StepRecord::backward_rows)
       .def_readonly("head_rows", &StepRecord::head_rows)
       .def_readonly("seconds", &StepRecord::seconds)
       .def_readonly("model_seconds", &StepRecord::model_seconds);
@@ -43,6 +48,7 @@ void register_generate(py::module_& m) {
       .def_readonly("trace", &GenerateResult::trace)
       .def_readonly("finished", &GenerateResult::finished)
       .def_readonly("forward_rows", &GenerateResult::forward_rows)
+      .def_readonly("backward_rows", &GenerateResult::backward_rows)
       .def_readonly("head_rows", &GenerateResult::head_rows)
       .def_readonly("forward_equivalents", &GenerateResult::forward_equivalents)
       .def_readonly("seconds", &GenerateResult::seconds);

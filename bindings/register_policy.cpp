@@ -13,7 +13,10 @@ namespace py = pybind11;
 class PythonPolicy final : public Policy, public py::trampoline_self_life_support {
  public:
   std::string name() const override { PYBIND11_OVERRIDE_PURE(std::string, Policy, name); }
-  at::Tensor score(const StepContext& context) const override {
+  Scores score(const StepContext& context) const override { return Scores(tensor_scores(context)); }
+
+ private:
+  at::Tensor tensor_scores(const StepContext& context) const {
     PYBIND11_OVERRIDE_PURE(at::Tensor, Policy, score, &context);
   }
 };
@@ -44,7 +47,12 @@ void register_policy(py::module_& m) {
       m, "Policy", "Orders the masked positions. Subclasses define name() and score(context).")
       .def(py::init<>())
       .def("name", &Policy::name)
-      .def("score", &Policy::score, py::arg("context"));
+      .def(
+          "score",
+          [](const Policy& policy, const StepContext& context) {
+            return policy.score(context).score;
+          },
+          py::arg("context"));
 
   m.def(
       "make_policy",

@@ -18,9 +18,11 @@ from pathlib import Path
 from tabes import _core
 from tabes._build_info import VERSION as __version__
 from tabes._core import (
+    BoE,
     CheckpointError,
     DeviceError,
     Error,
+    Influence,
     InputError,
     ModelInfo,
     NumericsError,
@@ -33,13 +35,16 @@ from tabes._core import (
 )
 from tabes.convert import convert
 from tabes.generation import GenerateOutput, generate
+from tabes.influence import influence
 from tabes.model import Model, load
 
 __all__ = [
+    "BoE",
     "CheckpointError",
     "DeviceError",
     "Error",
     "GenerateOutput",
+    "Influence",
     "InputError",
     "Model",
     "ModelInfo",
@@ -54,6 +59,7 @@ __all__ = [
     "demo_checkpoint",
     "generate",
     "include_dir",
+    "influence",
     "load",
     "make_policy",
     "policy_names",

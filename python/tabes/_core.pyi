@@ -1,6 +1,6 @@
 # The compiled module: the C++ library as Python sees it. Dimensions: B sequences of lengths
 # L_0..L_{B-1}, R = sum of the lengths, V the vocabulary, D the hidden size, n tokens revealed.
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -104,6 +104,113 @@ class Policy:
     def score(self, context: StepContext) -> torch.Tensor:
         """Scores [n] of the eligible rows: within a sequence the highest are revealed first."""
 
+class BoE(Policy):
+    """Backward-on-entropy steering (TABES, arXiv 2602.00250): candidates whose revealing most
+    lowers the entropy of what stays masked come first.
+
+    A candidate's score is ``c**gamma * minmax(TIS) - anti_collapse * max(0, h_t - H)**2`` with
+    ``h_t = h_max * steps_left / steps``; c is its confidence, H its entropy in nats, TIS its token
+    influence score. All other rows follow by confidence. A step that the gradient could not change
+    (no probes, or no more candidates than rows to reveal) is ordered by confidence at no cost.
+
+    Args:
+        n_candidates: how many rows get a score each step: a number of rows, or a multiple of the
+            rows the step reveals, as "3x".
+        prefilter: which they are: the eligible rows first by "confidence" or by "margin".
+        alpha: where between mask (0) and prediction (1) the entropy is differentiated; the
+            gradients of several points are averaged. The paper's point is 1.
+        tau: temperature of the predicted embedding; 0: the embedding of the likeliest token.
+        gamma: exponent of the confidence.
+        anti_collapse: weight of the penalty on rows that are certain too early.
+        h_max: the entropy floor of that penalty at the first step, in nats.
+        rho: at most ceil(rho * L) probes, L being the length of the whole sequence.
+        probes: which rows those are: "least_entropic", "most_entropic", "random" or "nearest" (to a
+            candidate).
+        halo: rows this close to a candidate or probe are active as well.
+        context: "frozen": inactive rows keep the keys and values of the step's forward pass;
+            "exact": a full surrogate forward pass, as in the paper.
+        adjoint: "active": ActiveQueryAttention; "dense": the ordinary gradient.
+        every: steer each sequence's every n-th step.
+        min_masked: stop steering a sequence with fewer eligible rows.
+
+    Raises InputError for a value out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_candidates: int | str = ...,
+        prefilter: str = ...,
+        alpha: float | Sequence[float] = ...,
+        tau: float = ...,
+        gamma: float = ...,
+        anti_collapse: float = ...,
+        h_max: float = ...,
+        rho: float = ...,
+        probes: str = ...,
+        halo: int = ...,
+        context: str = ...,
+        adjoint: str = ...,
+        every: int = ...,
+        min_masked: int = ...,
+    ) -> None: ...
+    @staticmethod
+    def paper() -> BoE:
+        """The settings of the paper: alpha = 1, exact context, most entropic probes."""
+
+    @property
+    def n_candidates(self) -> int | str: ...
+    @property
+    def prefilter(self) -> str: ...
+    @property
+    def alpha(self) -> list[float]: ...
+    @property
+    def tau(self) -> float: ...
+    @property
+    def gamma(self) -> float: ...
+    @property
+    def anti_collapse(self) -> float: ...
+    @property
+    def h_max(self) -> float: ...
+    @property
+    def rho(self) -> float: ...
+    @property
+    def probes(self) -> str: ...
+    @property
+    def halo(self) -> int: ...
+    @property
+    def context(self) -> str: ...
+    @property
+    def adjoint(self) -> str: ...
+    @property
+    def every(self) -> int: ...
+    @property
+    def min_masked(self) -> int: ...
+
+class Influence:
+    @property
+    def tis(self) -> list[torch.Tensor]: ...
+    @property
+    def predicted_entropy(self) -> list[float]: ...
+    @property
+    def forward_rows(self) -> int: ...
+    @property
+    def backward_rows(self) -> int: ...
+    @property
+    def head_rows(self) -> int: ...
+
+def influence(
+    model: Denoiser,
+    sequences: list[torch.Tensor],
+    candidates: Sequence[Sequence[int]],
+    probes: Sequence[Sequence[int]],
+    alpha: float | Sequence[float],
+    tau: float,
+    halo: int,
+    context: str,
+    adjoint: str,
+    forbidden: Sequence[int],
+) -> Influence: ...
 def make_policy(name: str) -> Policy: ...
 def policy_names() -> list[str]: ...
 
@@ -131,7 +238,17 @@ class StepRecord:
     @property
     def score(self) -> torch.Tensor: ...
     @property
+    def influence(self) -> torch.Tensor: ...
+    @property
+    def by_confidence(self) -> torch.Tensor: ...
+    @property
+    def predicted_fall(self) -> list[float]: ...
+    @property
+    def realised_fall(self) -> list[float]: ...
+    @property
     def forward_rows(self) -> int: ...
+    @property
+    def backward_rows(self) -> int: ...
     @property
     def head_rows(self) -> int: ...
     @property
@@ -164,6 +281,8 @@ class GenerateResult:
     def forward_equivalents(self) -> float: ...
     @property
     def forward_rows(self) -> int: ...
+    @property
+    def backward_rows(self) -> int: ...
     @property
     def head_rows(self) -> int: ...
     @property

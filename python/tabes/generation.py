@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from tabes import _core
 from tabes._core import Error, InputError, Policy, StepRecord
+from tabes.arguments import flag, integer, integers, number, optional_integer
 from tabes.inputs import Batch, Prompts, prepare
 from tabes.model import Model
 from tabes.text import visible_ids
@@ -75,10 +75,12 @@ class GenerateOutput:
             out and what the model wrote after its end token is cut (in the texts only). For chat
             messages the reply alone, else prompt and completion.
         trace: one record for every step.
-        forward_equivalents: cost in forward passes over the whole batch.
+        forward_equivalents: cost in forward passes over the whole batch: forward and backward
+            rows divided by the tokens of the batch.
         finished: False if the callback stopped the run; masks are then left in `tokens`.
         seconds: wall-clock time of the loop.
         forward_rows: token rows that went through the model.
+        backward_rows: token rows that went through its adjoint.
         head_rows: token rows that went through the vocabulary projection.
     """
 
@@ -89,6 +91,7 @@ class GenerateOutput:
     finished: bool
     seconds: float
     forward_rows: int
+    backward_rows: int
     head_rows: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,6 +103,7 @@ class GenerateOutput:
             "finished": self.finished,
             "forward_equivalents": self.forward_equivalents,
             "forward_rows": self.forward_rows,
+            "backward_rows": self.backward_rows,
             "head_rows": self.head_rows,
             "seconds": self.seconds,
             "trace": [_record_to_dict(record) for record in self.trace],
@@ -119,15 +123,21 @@ def _record_to_dict(record: StepRecord) -> dict[str, Any]:
         "confidence": _finite(record.confidence),
         "entropy": _finite(record.entropy),
         "score": _finite(record.score),
+        "influence": _finite(record.influence),
+        "by_confidence": record.by_confidence.tolist(),
+        "predicted_fall": _finite(record.predicted_fall),
+        "realised_fall": _finite(record.realised_fall),
         "forward_rows": record.forward_rows,
+        "backward_rows": record.backward_rows,
         "head_rows": record.head_rows,
         "seconds": record.seconds,
         "model_seconds": record.model_seconds,
     }
 
 
-def _finite(values: torch.Tensor) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in values.tolist()]
+def _finite(values: torch.Tensor | list[float]) -> list[float | None]:
+    numbers = values.tolist() if isinstance(values, torch.Tensor) else values
+    return [value if math.isfinite(value) else None for value in numbers]
 
 
 def generate(
@@ -162,8 +172,8 @@ def generate(
         gen_length: appends this many masks to every prompt. Text keeps the token with which its
             tokenizer ends every text behind them: ``[BOS] prompt masks [EOS]``.
         block_length: fills blocks of this many positions one after the other; None: all at once.
-        policy: which positions to reveal first: "confidence", "margin", "entropy", "random", or a
-            policy object.
+        policy: which positions to reveal first: "confidence", "margin", "entropy", "random", "boe",
+            "boe_paper", or a policy object, such as `tabes.BoE` with settings of your own.
         temperature: 0 takes the most likely token; otherwise tokens are drawn at this temperature.
         top_p: draws from the smallest set of tokens with at least this probability.
         top_k: draws from this many most likely tokens; 0: no limit.
@@ -191,23 +201,23 @@ def generate(
     given = _resolve_aliases(
         {"gen_length": gen_length, "block_length": block_length, "policy": policy}, aliases
     )
-    length = _optional_integer(given["gen_length"], "gen_length")
+    length = optional_integer(given["gen_length"], "gen_length")
     if length is not None and length < 1:
         raise InputError(f"gen_length={length}: it must be at least 1")
 
     options = _core.GenerateOptions()
-    options.steps = _integer(steps, "steps")
-    options.block_length = _optional_integer(given["block_length"], "block_length")
+    options.steps = integer(steps, "steps")
+    options.block_length = optional_integer(given["block_length"], "block_length")
     options.policy = _policy(given["policy"])
-    options.temperature = _number(temperature, "temperature")
-    options.top_p = _number(top_p, "top_p")
-    options.top_k = _integer(top_k, "top_k")
-    options.cfg_scale = _number(cfg_scale, "cfg_scale")
-    options.seed = _integer(seed, "seed", minimum=0)
-    options.sequence_ids = _integers(sequence_ids, "sequence_ids")
-    options.forbidden = _integers(forbidden, "forbidden")
-    options.logits_eos_inf = _flag(logits_eos_inf, "logits_eos_inf")
-    options.confidence_eos_eot_inf = _flag(confidence_eos_eot_inf, "confidence_eos_eot_inf")
+    options.temperature = number(temperature, "temperature")
+    options.top_p = number(top_p, "top_p")
+    options.top_k = integer(top_k, "top_k")
+    options.cfg_scale = number(cfg_scale, "cfg_scale")
+    options.seed = integer(seed, "seed", minimum=0)
+    options.sequence_ids = integers(sequence_ids, "sequence_ids")
+    options.forbidden = integers(forbidden, "forbidden")
+    options.logits_eos_inf = flag(logits_eos_inf, "logits_eos_inf")
+    options.confidence_eos_eot_inf = flag(confidence_eos_eot_inf, "confidence_eos_eot_inf")
     if callback is not None and not callable(callback):
         raise InputError(f"callback is a {type(callback).__name__}, which cannot be called")
 
@@ -222,6 +232,7 @@ def generate(
         finished=result.finished,
         seconds=result.seconds,
         forward_rows=result.forward_rows,
+        backward_rows=result.backward_rows,
         head_rows=result.head_rows,
     )
 
@@ -289,44 +300,3 @@ def _policy(value: Any) -> Policy:
     if not isinstance(value, str):
         raise InputError(f"policy is a {type(value).__name__}: give its name or a policy object")
     return _core.make_policy(_POLICY_ALIASES.get(value, str(value)))
-
-
-def _integer(value: Any, name: str, minimum: int = -(2**63)) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise InputError(f"{name}={value!r}: it must be an integer") from None
-    if not -(2**63) <= number < 2**63:
-        raise InputError(f"{name}={number}: it must fit 64 bits")
-    if number < minimum:
-        raise InputError(f"{name}={number}: it must be at least {minimum}")
-    return number
-
-
-def _optional_integer(value: Any, name: str) -> int | None:
-    return None if value is None else _integer(value, name)
-
-
-def _number(value: Any, name: str) -> float:
-    try:
-        if isinstance(value, (bool, str)):
-            raise TypeError
-        return float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{name}={value!r}: it must be a number") from None
-
-
-def _flag(value: Any, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise InputError(f"{name}={value!r}: it must be True or False")
-    return value
-
-
-def _integers(values: Any, name: str) -> list[int]:
-    if isinstance(values, torch.Tensor) or hasattr(values, "tolist"):
-        values = values.tolist()
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise InputError(f"{name}={values!r}: give a list of integers")
-    return [_integer(value, f"{name}[{i}]") for i, value in enumerate(values)]

@@ -27,7 +27,8 @@ class Ruler final : public Denoiser {
   }
   const ModelInfo& info() const override { return info_; }
   at::Tensor embedding_table() const override { return at::zeros({kVocab, 1}); }
-  at::Tensor encode(const PackedBatch& batch, const RowSet& rows, const Poll&) const override {
+  at::Tensor encode(const PackedBatch& batch, const RowSet& rows, const Poll&,
+                    std::unique_ptr<Context>*) const override {
     at::Tensor logits = at::zeros({rows.count(), kVocab});
     for (size_t b = 0; b + 1 < rows.cu_rows.size(); ++b) {
       for (int64_t i = rows.cu_rows[b]; i < rows.cu_rows[b + 1]; ++i) {
@@ -93,9 +94,7 @@ TEST(Generate, TiesGoToTheLowestPosition) {
   class Flat final : public Policy {
    public:
     std::string name() const override { return "flat"; }
-    at::Tensor score(const StepContext& c) const override {
-      return at::zeros({c.eligible.count()});
-    }
+    Scores score(const StepContext& c) const override { return at::zeros({c.eligible.count()}); }
   };
   GenerateOptions options;
   options.steps = 3;
@@ -133,7 +132,7 @@ TEST(Generate, EndOfTextCanBeForbiddenOrLeftToTheEnd) {
   class LovesEos final : public Policy {
    public:
     std::string name() const override { return "loves_eos"; }
-    at::Tensor score(const StepContext& c) const override {
+    Scores score(const StepContext& c) const override {
       return c.predictions.token.eq(kEos).to(at::kDouble);
     }
   };

@@ -28,6 +28,7 @@ struct ModelInfo {
   std::vector<int64_t> eos_token_ids;  // tokens that end a text; may be empty
   std::optional<int64_t> bos_token_id;
   std::optional<int64_t> pad_token_id;
+  bool logit_shift = false;  // row i is predicted by the output at row i - 1 (Dream)
   at::Device device = at::kCPU;
   at::ScalarType dtype = at::kFloat;
 };
@@ -108,8 +109,9 @@ class Denoiser {
   // can take the rows in pieces and never hold n * V numbers.
   virtual at::Tensor project(const at::Tensor& features) const = 0;
 
-  // The gradient of the probes' summed entropy by the candidates' input embeddings.
-  virtual EntropyGradient entropy_gradient(const GradientRequest& request) const = 0;
+  // The gradient of the probes' summed entropy by the candidates' input embeddings. Models need not
+  // have it; without it InputError says that influence and BoE steering are not to be had.
+  virtual EntropyGradient entropy_gradient(const GradientRequest& request) const;
 };
 
 }  // namespace tabes

@@ -21,13 +21,20 @@ struct StepRecord {
   int64_t steps = 0;                      // how many there will be, if none is cut short
   std::vector<int64_t> masked;            // masked positions of every sequence before the step
   std::vector<int64_t> eligible;          // of these, how many could be revealed
-  int64_t scored = 0;                     // rows the policy scored
+  int64_t scored = 0;                     // rows whose influence was computed; else all eligible
   at::Tensor sequence, position, token;   // int64
   at::Tensor confidence, entropy, score;  // float64
-  int64_t forward_rows = 0;               // rows through the trunk, both passes of guidance counted
-  int64_t head_rows = 0;                  // rows through the vocabulary projection
-  double seconds = 0;                     // the whole step
-  double model_seconds = 0;               // of it, inside the model and its statistics
+  at::Tensor influence;                   // float64: TIS in nats, NaN where it was not computed
+  at::Tensor by_confidence;               // bool: confidence alone would have revealed it as well
+  // For every sequence the fall of its probes' summed entropy, in nats (NaN: not steered): what
+  // the influence of the revealed rows adds up to, and what the next step's forward pass showed,
+  // over the probes that are eligible then. The latter is filled in one step later.
+  std::vector<double> predicted_fall, realised_fall;
+  int64_t forward_rows = 0;   // rows through the trunk, all passes counted
+  int64_t backward_rows = 0;  // rows through its adjoint
+  int64_t head_rows = 0;      // rows through the vocabulary projection
+  double seconds = 0;         // the whole step
+  double model_seconds = 0;   // of it, inside the model and its statistics
 };
 
 // Sees the record and every sequence's tokens (CPU, int64) after each step; false stops decoding.
@@ -67,8 +74,11 @@ struct GenerateResult {
   std::vector<StepRecord> trace;
   bool finished = true;  // false: the callback stopped it and masks remain
   int64_t forward_rows = 0;
+  int64_t backward_rows = 0;
   int64_t head_rows = 0;
-  double forward_equivalents = 0;  // forward_rows / number of tokens in the batch
+  // (forward_rows + backward_rows) / number of tokens in the batch: a row's adjoint, with frozen
+  // weights, multiplies as much as its forward pass.
+  double forward_equivalents = 0;
   double seconds = 0;
 };
 

@@ -28,6 +28,9 @@ struct StepContext {
   const PackedBatch& batch;        // the sequences still being decoded, as they are now
   const RowSet& eligible;          // the rows that may be revealed, n of them
   const Predictions& predictions;  // at the eligible rows
+  const at::Tensor& features;      // [n, F] of the eligible rows, see Denoiser::encode
+  const at::Tensor& forbidden;     // [f] int64: tokens of probability 0
+  Context* context;                // of the forward pass, if the policy asked for it; else null
   // For each sequence of `batch`: its number among the caller's sequences, its own step counter
   // and number of steps, and how many rows this step reveals.
   const std::vector<int64_t>& sequence;
@@ -35,6 +38,19 @@ struct StepContext {
   const std::vector<int64_t>& steps;
   const std::vector<int64_t>& quota;
   uint64_t seed;
+  const Poll& poll;
+};
+
+// What a policy says of the n eligible rows, and what it cost beside the step's forward pass.
+struct Scores {
+  Scores() = default;
+  Scores(at::Tensor scores) : score(std::move(scores)) {}  // NOLINT: a tensor alone will do
+
+  at::Tensor score;  // [n] real: within a sequence the highest are revealed first
+  // Where the policy looks ahead: [n] real influence of each row in nats, NaN where it was not
+  // computed, and [n] bool, the probes on which it was. Undefined otherwise.
+  at::Tensor influence, probes;
+  int64_t forward_rows = 0, backward_rows = 0, head_rows = 0;
 };
 
 // Orders the eligible rows. A policy reads tokens and never writes them; implementations are
@@ -44,14 +60,19 @@ class Policy {
   virtual ~Policy() = default;
   virtual std::string name() const = 0;
 
-  // Scores [n], real, of the eligible rows: within a sequence the highest are revealed first, ties
-  // go to the lowest position. NaN is an error.
-  virtual at::Tensor score(const StepContext& context) const = 0;
+  // Ties go to the lowest position; a NaN score is an error.
+  virtual Scores score(const StepContext& context) const = 0;
+
+  // Whether score() will want StepContext::context, for sequences that have done `step` steps.
+  virtual bool wants_context(const std::vector<int64_t>& step) const {
+    (void)step;
+    return false;
+  }
 };
 
 // "random", "confidence" (probability of the token to be written; MaskGIT, LLaDA's
-// low_confidence), "margin" (top two probabilities; Kim et al., arXiv 2502.06768) or "entropy"
-// (least first; Dream). Throws InputError for another name.
+// low_confidence), "margin" (top two probabilities; Kim et al., arXiv 2502.06768), "entropy"
+// (least first; Dream), or "boe" and "boe_paper" (tabes/boe.h). Throws InputError for another name.
 std::shared_ptr<const Policy> make_policy(const std::string& name);
 
 // The names make_policy knows.

@@ -1,9 +1,11 @@
 // Everything a host program needs.
 #pragma once
 
+#include "tabes/boe.h"
 #include "tabes/checkpoint.h"
 #include "tabes/denoiser.h"
 #include "tabes/error.h"
 #include "tabes/generate.h"
+#include "tabes/influence.h"
 #include "tabes/policy.h"
 #include "tabes/transformer.h"

@@ -3,34 +3,31 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/full_like.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <numeric>
-#include <sstream>
 
 #include "decode/predict.h"
 #include "decode/rows.h"
 #include "decode/schedule.h"
+#include "messages.h"
 #include "plain_dispatch.h"
 #include "random/philox.h"
-#include "tabes/error.h"
+#include "steering/score.h"
 
 namespace tabes {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-template <typename... Parts>
-std::string text(const Parts&... parts) {
-  std::ostringstream out;
-  (out << ... << parts);
-  return out.str();
 }
 
 void require(bool ok, const std::string& message) {
@@ -69,6 +66,12 @@ std::vector<int64_t> all_forbidden(const GenerateOptions& options, const ModelIn
   return ids;
 }
 
+// What a steered step expected of one sequence, to be compared with the next step.
+struct Expectation {
+  std::vector<int64_t> positions;  // of its probes
+  std::vector<double> entropy;     // of each, in nats
+};
+
 // One sequence on its way from masks to tokens.
 struct Canvas {
   HostTokens tokens;
@@ -76,11 +79,13 @@ struct Canvas {
   Schedule schedule;
   int64_t id;        // keys its random draws
   int64_t step = 0;  // its own count
+  Expectation expected = {};
 };
 
 // Columns of one step over the eligible rows, on the host.
 struct HostPredictions {
   at::Tensor token, confidence, entropy, score;
+  at::Tensor influence, probes;  // undefined: the policy does not look ahead
 };
 
 class Loop {
@@ -91,9 +96,12 @@ class Loop {
 
  private:
   // Decides and writes one step of every unfinished sequence.
-  StepRecord step(int64_t number);
+  StepRecord step(int64_t number, StepRecord* before);
   HostPredictions look(int64_t number, const std::vector<Canvas*>& live, const RowSet& eligible,
                        const PackedBatch& batch, StepRecord& record) const;
+  // Completes the record of the step before with what has become of its probes.
+  void realise(const std::vector<Canvas*>& live, const std::vector<int64_t>& positions,
+               const RowSet& eligible, const HostPredictions& seen, StepRecord& before) const;
   // Writes the best rows of `live` and records them; `positions` are those of the eligible rows.
   void reveal(const std::vector<Canvas*>& live, const std::vector<int64_t>& positions,
               const RowSet& eligible, const HostPredictions& seen, StepRecord& record);
@@ -106,7 +114,7 @@ class Loop {
   const ModelInfo& info_;
   const GenerateOptions& options_;
   std::shared_ptr<const Policy> policy_;
-  std::vector<int64_t> forbidden_;
+  at::Tensor forbidden_;
   std::vector<Canvas> canvases_;
   int64_t rows_ = 0;
   int64_t steps_ = 0;  // of the longest sequence
@@ -120,7 +128,7 @@ Loop::Loop(const Denoiser& model, const std::vector<at::Tensor>& sequences,
       policy_(options.policy ? options.policy : make_policy("confidence")) {
   std::vector<HostTokens> given = checked_tokens(info_, sequences);
   check(options, info_, given.size());
-  forbidden_ = all_forbidden(options, info_);
+  forbidden_ = to_tensor(all_forbidden(options, info_), info_.device);
   int64_t masks = 0;
   for (size_t b = 0; b < given.size(); ++b) {
     rows_ += static_cast<int64_t>(given[b].size());
@@ -147,8 +155,9 @@ GenerateResult Loop::run() {
                        [](const Canvas& c) { return !c.schedule.done(); });
   };
   for (int64_t number = 0; unfinished(); ++number) {
-    result.trace.push_back(step(number));
+    result.trace.push_back(step(number, number ? &result.trace.back() : nullptr));
     result.forward_rows += result.trace.back().forward_rows;
+    result.backward_rows += result.trace.back().backward_rows;
     result.head_rows += result.trace.back().head_rows;
     if (options_.callback && !options_.callback(result.trace.back(), tokens())) {
       result.finished = !unfinished();
@@ -156,7 +165,8 @@ GenerateResult Loop::run() {
     }
   }
   result.tokens = tokens();
-  result.forward_equivalents = static_cast<double>(result.forward_rows) / rows_;
+  result.forward_equivalents =
+      static_cast<double>(result.forward_rows + result.backward_rows) / rows_;
   result.seconds = seconds_since(start);
   return result;
 }
@@ -167,7 +177,7 @@ std::vector<at::Tensor> Loop::tokens() const {
   return out;
 }
 
-StepRecord Loop::step(int64_t number) {
+StepRecord Loop::step(int64_t number, StepRecord* before) {
   const auto start = Clock::now();
   StepRecord record;
   record.step = number;
@@ -179,6 +189,8 @@ StepRecord Loop::step(int64_t number) {
   for (Canvas& c : canvases_) {
     record.masked.push_back(c.schedule.masked());
     record.eligible.push_back(0);
+    record.predicted_fall.push_back(kNan);
+    record.realised_fall.push_back(kNan);
     if (c.schedule.done()) continue;
     for (int64_t i = c.schedule.begin(); i < c.schedule.end(); ++i) {
       if (c.tokens[i] != info_.mask_token_id) continue;
@@ -194,6 +206,7 @@ StepRecord Loop::step(int64_t number) {
   const PackedBatch batch = pack(live_tokens, info_.device);
   const RowSet eligible = row_set(std::move(rows), std::move(cu_rows), info_.device);
   const HostPredictions seen = look(number, live, eligible, batch, record);
+  if (before) realise(live, positions, eligible, seen, *before);
   reveal(live, positions, eligible, seen, record);
   record.seconds = seconds_since(start);
   return record;
@@ -203,7 +216,15 @@ HostPredictions Loop::look(int64_t number, const std::vector<Canvas*>& live, con
                            const PackedBatch& batch, StepRecord& record) const {
   const int64_t n = eligible.count();
   const int64_t passes = options_.cfg_scale > 0 ? 2 : 1;
-  PredictRequest request{batch, eligible, nullptr, forbidden_, options_, {}};
+  std::vector<int64_t> sequence, steps, total, quota;
+  for (const Canvas* c : live) {
+    sequence.push_back(c->id);
+    steps.push_back(c->step);
+    total.push_back(c->schedule.total_steps());
+    quota.push_back(c->schedule.quota());
+  }
+  PredictRequest request{
+      batch, eligible, nullptr, forbidden_, options_, {}, policy_->wants_context(steps)};
   PackedBatch unguided;
   if (options_.cfg_scale > 0) {
     std::vector<const HostTokens*> canvases;
@@ -225,32 +246,69 @@ HostPredictions Loop::look(int64_t number, const std::vector<Canvas*>& live, con
     request.uniforms = uniforms.to(info_.device);
   }
   const auto start = Clock::now();
-  const Predictions predictions = predict(model_, request);
-  record.forward_rows = passes * batch.rows();
-  record.head_rows = passes * n;
-  record.model_seconds = seconds_since(start);
+  const Predicted predicted = predict(model_, request);
+  const Predictions& predictions = predicted.predictions;
   const at::Tensor entropy = predictions.entropy.to(at::kCPU, at::kDouble);
   check_finite(number, live, eligible, batch.cu_seqlens, entropy,
                "the model's logits are NaN, or "
                "infinite at every token");
-
-  std::vector<int64_t> sequence, steps, total, quota;
-  for (const Canvas* c : live) {
-    sequence.push_back(c->id);
-    steps.push_back(c->step);
-    total.push_back(c->schedule.total_steps());
-    quota.push_back(c->schedule.quota());
-  }
-  const StepContext context{model_, batch, eligible, predictions,  sequence,
-                            steps,  total, quota,    options_.seed};
-  const at::Tensor score = policy_->score(context).to(at::kCPU, at::kDouble).contiguous();
+  const StepContext context{model_,
+                            batch,
+                            eligible,
+                            predictions,
+                            predicted.features,
+                            forbidden_,
+                            predicted.context.get(),
+                            sequence,
+                            steps,
+                            total,
+                            quota,
+                            options_.seed,
+                            options_.poll};
+  record.model_seconds = seconds_since(start);
+  const Scores scores = policy_->score(context);
+  // A policy that looks ahead spends its time in the model.
+  if (scores.forward_rows > 0) record.model_seconds = seconds_since(start);
+  const at::Tensor score = scores.score.to(at::kCPU, at::kDouble).contiguous();
   require(score.dim() == 1 && score.size(0) == n,
           text("policy ", policy_->name(), " gave scores of shape ", score.sizes(), " for ", n,
                " eligible rows"));
   check_finite(number, live, eligible, batch.cu_seqlens, score, "the policy's score is NaN");
+  record.forward_rows = passes * batch.rows() + scores.forward_rows;
+  record.backward_rows = scores.backward_rows;
+  record.head_rows = passes * n + scores.head_rows;
   record.scored = n;
-  return {predictions.token.to(at::kCPU), predictions.confidence.to(at::kCPU, at::kDouble), entropy,
-          score};
+  HostPredictions seen{predictions.token.to(at::kCPU),
+                       predictions.confidence.to(at::kCPU, at::kDouble),
+                       entropy,
+                       score,
+                       {},
+                       {}};
+  if (scores.influence.defined()) {
+    seen.influence = scores.influence.to(at::kCPU, at::kDouble).contiguous();
+    seen.probes = scores.probes.to(at::kCPU).contiguous();
+    record.scored = seen.influence.isnan().logical_not().sum().item<int64_t>();
+  }
+  return seen;
+}
+
+void Loop::realise(const std::vector<Canvas*>& live, const std::vector<int64_t>& positions,
+                   const RowSet& eligible, const HostPredictions& seen, StepRecord& before) const {
+  const double* entropy = seen.entropy.const_data_ptr<double>();
+  for (size_t b = 0; b < live.size(); ++b) {
+    const Expectation& expected = live[b]->expected;
+    const auto first = positions.begin() + eligible.cu_rows[b];
+    const auto last = positions.begin() + eligible.cu_rows[b + 1];
+    double fall = 0;
+    int64_t found = 0;
+    for (size_t i = 0; i < expected.positions.size(); ++i) {
+      const auto at = std::lower_bound(first, last, expected.positions[i]);
+      if (at == last || *at != expected.positions[i]) continue;
+      fall += expected.entropy[i] - entropy[at - positions.begin()];
+      ++found;
+    }
+    if (found > 0) before.realised_fall[live[b] - canvases_.data()] = fall;
+  }
 }
 
 void Loop::check_finite(int64_t number, const std::vector<Canvas*>& live, const RowSet& eligible,
@@ -272,12 +330,16 @@ void Loop::reveal(const std::vector<Canvas*>& live, const std::vector<int64_t>& 
                   const RowSet& eligible, const HostPredictions& seen, StepRecord& record) {
   const int64_t* token = seen.token.const_data_ptr<int64_t>();
   const double* score = seen.score.const_data_ptr<double>();
+  const double* confidence = seen.confidence.const_data_ptr<double>();
+  const double* entropy = seen.entropy.const_data_ptr<double>();
+  const double* influence =
+      seen.influence.defined() ? seen.influence.const_data_ptr<double>() : nullptr;
   const auto ends_text = [&](int64_t row) {
     const auto& eos = info_.eos_token_ids;
     return options_.confidence_eos_eot_inf &&
            std::find(eos.begin(), eos.end(), token[row]) != eos.end();
   };
-  std::vector<int64_t> chosen, sequence, position;
+  std::vector<int64_t> chosen, sequence, position, by_confidence;
   for (size_t b = 0; b < live.size(); ++b) {
     Canvas& canvas = *live[b];
     std::vector<int64_t> order(eligible.cu_rows[b + 1] - eligible.cu_rows[b]);
@@ -290,13 +352,32 @@ void Loop::reveal(const std::vector<Canvas*>& live, const std::vector<int64_t>& 
     const int64_t quota = canvas.schedule.quota();
     std::partial_sort(order.begin(), order.begin() + quota, order.end(), better);
     std::sort(order.begin(), order.begin() + quota);
+    const std::vector<int64_t> confident =
+        largest(confidence, eligible.cu_rows[b], eligible.cu_rows[b + 1], quota);
+    canvas.expected = {};
+    double predicted = 0;
+    bool steered = false;
     for (int64_t k = 0; k < quota; ++k) {
       const int64_t row = order[k];
+      by_confidence.push_back(std::binary_search(confident.begin(), confident.end(), row));
+      if (influence && !std::isnan(influence[row])) {
+        predicted += influence[row];
+        steered = true;
+      }
       canvas.tokens[positions[row]] = token[row];
       if (!canvas.unguided.empty()) canvas.unguided[positions[row]] = token[row];
       chosen.push_back(row);
       sequence.push_back(&canvas - canvases_.data());
       position.push_back(positions[row]);
+    }
+    if (steered) {
+      record.predicted_fall[&canvas - canvases_.data()] = predicted;
+      const bool* probes = seen.probes.const_data_ptr<bool>();
+      for (int64_t row = eligible.cu_rows[b]; row < eligible.cu_rows[b + 1]; ++row) {
+        if (!probes[row]) continue;
+        canvas.expected.positions.push_back(positions[row]);
+        canvas.expected.entropy.push_back(entropy[row]);
+      }
     }
     canvas.schedule.advance(quota);
     ++canvas.step;
@@ -308,6 +389,9 @@ void Loop::reveal(const std::vector<Canvas*>& live, const std::vector<int64_t>& 
   record.confidence = seen.confidence.index_select(0, rows);
   record.entropy = seen.entropy.index_select(0, rows);
   record.score = seen.score.index_select(0, rows);
+  record.influence =
+      influence ? seen.influence.index_select(0, rows) : at::full_like(record.score, kNan);
+  record.by_confidence = to_tensor(by_confidence).to(at::kBool);
 }
 
 }  // namespace

@@ -1,10 +1,10 @@
 #include <ATen/ops/empty.h>
 
 #include <array>
-#include <sstream>
 
+#include "messages.h"
 #include "random/philox.h"
-#include "tabes/error.h"
+#include "tabes/boe.h"
 #include "tabes/policy.h"
 
 namespace tabes {
@@ -13,21 +13,19 @@ namespace {
 class Confidence final : public Policy {
  public:
   std::string name() const override { return "confidence"; }
-  at::Tensor score(const StepContext& context) const override {
-    return context.predictions.confidence;
-  }
+  Scores score(const StepContext& context) const override { return context.predictions.confidence; }
 };
 
 class Margin final : public Policy {
  public:
   std::string name() const override { return "margin"; }
-  at::Tensor score(const StepContext& context) const override { return context.predictions.margin; }
+  Scores score(const StepContext& context) const override { return context.predictions.margin; }
 };
 
 class Entropy final : public Policy {
  public:
   std::string name() const override { return "entropy"; }
-  at::Tensor score(const StepContext& context) const override {
+  Scores score(const StepContext& context) const override {
     return context.predictions.entropy.neg();
   }
 };
@@ -37,7 +35,7 @@ class Entropy final : public Policy {
 class Random final : public Policy {
  public:
   std::string name() const override { return "random"; }
-  at::Tensor score(const StepContext& context) const override {
+  Scores score(const StepContext& context) const override {
     const RowSet& eligible = context.eligible;
     at::Tensor score = at::empty({eligible.count()}, at::kDouble);
     const at::Tensor rows = eligible.rows.to(at::kCPU);
@@ -53,6 +51,13 @@ class Random final : public Policy {
   }
 };
 
+std::shared_ptr<const Policy> boe() {
+  return std::make_shared<const BoE>();
+}
+std::shared_ptr<const Policy> boe_paper() {
+  return std::make_shared<const BoE>(BoEOptions::paper());
+}
+
 struct Named {
   const char* name;
   std::shared_ptr<const Policy> (*make)();
@@ -63,8 +68,12 @@ std::shared_ptr<const Policy> make() {
   return std::make_shared<const P>();
 }
 
-constexpr std::array kPolicies{Named{"random", make<Random>}, Named{"confidence", make<Confidence>},
-                               Named{"margin", make<Margin>}, Named{"entropy", make<Entropy>}};
+constexpr std::array kPolicies{Named{"random", make<Random>},
+                               Named{"confidence", make<Confidence>},
+                               Named{"margin", make<Margin>},
+                               Named{"entropy", make<Entropy>},
+                               Named{"boe", boe},
+                               Named{"boe_paper", boe_paper}};
 
 }  // namespace
 
@@ -72,10 +81,9 @@ std::shared_ptr<const Policy> make_policy(const std::string& name) {
   for (const Named& p : kPolicies) {
     if (name == p.name) return p.make();
   }
-  std::ostringstream out;
-  out << "policy '" << name << "' is unknown; known are";
-  for (const Named& p : kPolicies) out << ' ' << p.name;
-  throw InputError(out.str());
+  std::string known;
+  for (const Named& p : kPolicies) known += text(' ', p.name);
+  refuse("policy '", name, "' is unknown; known are", known);
 }
 
 std::vector<std::string> policy_names() {

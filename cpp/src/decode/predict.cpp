@@ -34,15 +34,17 @@ RowSet joined(const RowSet& rows, int64_t offset) {
 
 }  // namespace
 
-Predictions predict(const Denoiser& model, const PredictRequest& request) {
+Predicted predict(const Denoiser& model, const PredictRequest& request) {
   const PlainDispatch plain;
   const GenerateOptions& options = request.options;
   const int64_t n = request.rows.count();
+  Predicted result;
+  auto* kept = request.keep_context ? &result.context : nullptr;
   const at::Tensor features =
-      request.unguided ? model.encode(joined(request.batch, *request.unguided),
-                                      joined(request.rows, request.batch.rows()), options.poll)
-                       : model.encode(request.batch, request.rows, options.poll);
-  const at::Tensor forbidden = to_tensor(request.forbidden, features.device());
+      request.unguided
+          ? model.encode(joined(request.batch, *request.unguided),
+                         joined(request.rows, request.batch.rows()), options.poll, kept)
+          : model.encode(request.batch, request.rows, options.poll, kept);
   const int64_t bytes_per_row =
       model.info().vocab_size * static_cast<int64_t>(features.element_size());
   const int64_t piece = std::max<int64_t>(1, kLogitBytes / bytes_per_row);
@@ -58,7 +60,7 @@ Predictions predict(const Denoiser& model, const PredictRequest& request) {
       logits = at::lerp(without, logits, options.cfg_scale + 1.0);
     }
     logits = logits.contiguous();
-    logits.index_fill_(1, forbidden, -std::numeric_limits<double>::infinity());
+    logits.index_fill_(1, request.forbidden, -std::numeric_limits<double>::infinity());
     const ops::RowStatistics s = ops::row_statistics(logits);
     at::Tensor token = s.argmax, confidence = s.max_prob;
     if (options.temperature > 0) {
@@ -71,7 +73,9 @@ Predictions predict(const Denoiser& model, const PredictRequest& request) {
     for (int i = 0; i < 5; ++i) parts[i].push_back(piece_of[i]);
   }
   const auto whole = [&](int i) { return parts[i].size() == 1 ? parts[i][0] : at::cat(parts[i]); };
-  return {whole(0), whole(1), whole(2), whole(3), whole(4)};
+  result.predictions = {whole(0), whole(1), whole(2), whole(3), whole(4)};
+  result.features = features.narrow(0, 0, n);
+  return result;
 }
 
 }  // namespace tabes

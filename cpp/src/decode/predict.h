@@ -2,6 +2,8 @@
 // token that would be written at each row.
 #pragma once
 
+#include <memory>
+
 #include "decode/rows.h"
 #include "tabes/generate.h"
 
@@ -12,13 +14,20 @@ struct PredictRequest {
   const RowSet& rows;
   // Canvas of the unguided pass (given tokens masked), of the same lengths; null: no guidance.
   const PackedBatch* unguided = nullptr;
-  const std::vector<int64_t>& forbidden;  // every token of probability 0, the mask among them
+  at::Tensor forbidden;  // [f] int64: every token of probability 0, the mask among them
   const GenerateOptions& options;
   // [n] float64 in (0, 1) on the model's device, where the temperature is above 0.
   at::Tensor uniforms;
+  bool keep_context = false;
 };
 
-// Predictions at request.rows. The logits exist for some rows at a time only.
-Predictions predict(const Denoiser& model, const PredictRequest& request);
+struct Predicted {
+  Predictions predictions;           // at request.rows
+  at::Tensor features;               // [n, F] of these rows, without guidance
+  std::unique_ptr<Context> context;  // if it was to be kept; its first rows are the batch's
+};
+
+// The logits exist for some rows at a time only.
+Predicted predict(const Denoiser& model, const PredictRequest& request);
 
 }  // namespace tabes

@@ -4,22 +4,10 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <sstream>
 
-#include "tabes/error.h"
+#include "messages.h"
 
 namespace tabes {
-namespace {
-
-template <typename... Parts>
-[[noreturn]] void refuse(const Parts&... parts) {
-  std::ostringstream out;
-  (out << ... << parts);
-  throw InputError(out.str());
-}
-
-}  // namespace
-
 std::vector<HostTokens> checked_tokens(const ModelInfo& info,
                                        const std::vector<at::Tensor>& sequences) {
   if (sequences.empty()) refuse("the batch is empty; pass at least one sequence of token ids");

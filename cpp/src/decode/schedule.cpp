@@ -1,9 +1,8 @@
 #include "decode/schedule.h"
 
 #include <algorithm>
-#include <sstream>
 
-#include "tabes/error.h"
+#include "messages.h"
 
 namespace tabes {
 
@@ -24,10 +23,8 @@ Schedule::Schedule(const HostTokens& tokens, int64_t mask_token_id, int64_t step
   }
   const int64_t count = static_cast<int64_t>(blocks_.size());
   if (count > steps) {
-    std::ostringstream out;
-    out << "sequence " << number << " has " << count << " blocks of masks but steps is " << steps
-        << "; raise steps to at least " << count << " or raise block_length";
-    throw InputError(out.str());
+    refuse("sequence ", number, " has ", count, " blocks of masks but steps is ", steps,
+           "; raise steps to at least ", count, " or raise block_length");
   }
   for (int64_t i = 0; i < count; ++i) {
     blocks_[i].steps = steps / count + (i < steps % count ? 1 : 0);

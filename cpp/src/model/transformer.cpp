@@ -7,11 +7,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <sstream>
 
+#include "messages.h"
 #include "ops/ops.h"
 #include "plain_dispatch.h"
-#include "tabes/error.h"
 
 namespace tabes {
 
@@ -24,10 +23,7 @@ void Transformer::check_lengths(const PackedBatch& batch) const {
   for (int64_t b = 0; b < batch.size(); ++b) {
     const int64_t length = batch.cu_seqlens[b + 1] - batch.cu_seqlens[b];
     if (length >= 1 && length <= config_.max_length) continue;
-    std::ostringstream out;
-    out << "sequence " << b << " has " << length << " tokens; this model takes 1 to "
-        << config_.max_length;
-    throw InputError(out.str());
+    refuse("sequence ", b, " has ", length, " tokens; this model takes 1 to ", config_.max_length);
   }
 }
 

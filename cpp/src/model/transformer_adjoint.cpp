@@ -143,7 +143,8 @@ at::Tensor Transformer::head_adjoint(const at::Tensor& x, const GradientRequest&
   }
   const int64_t n = x.size(0);
   const auto real = x.options().dtype(ops::accumulate_type(x.scalar_type()));
-  const at::Tensor weight = request.weight.defined() ? request.weight.to(real) : at::ones({n}, real);
+  const at::Tensor weight =
+      request.weight.defined() ? request.weight.to(real) : at::ones({n}, real);
   entropy = at::empty({n}, real);
   at::Tensor grad = at::empty_like(features);
   const int64_t bytes = info_.vocab_size * static_cast<int64_t>(x.element_size());
@@ -156,7 +157,7 @@ at::Tensor Transformer::head_adjoint(const at::Tensor& x, const GradientRequest&
     logits.index_fill_(1, request.forbidden, -std::numeric_limits<double>::infinity());
     const ops::RowStatistics s = ops::row_statistics(logits);
     part(entropy).copy_(s.entropy);
-    ops::entropy_adjoint_(logits, s.lse, s.entropy, part(weight));
+    ops::entropy_adjoint_(logits, s.argmax, s.max_prob, s.entropy, part(weight));
     part(grad).copy_(head_.adjoint(logits));
   }
   if (config_.head_transform) {
@@ -184,7 +185,9 @@ EntropyGradient Transformer::entropy_gradient(const GradientRequest& request) co
   std::vector<LayerTape> tape;
   const at::Tensor positions = positions_of(batch.cu_seqlens, info_.device);
   Pass pass{positions, batch.cu_seqlens, batch.cu_seqlens, outputs};
-  Pass frozen_pass{positions.index_select(0, active), request.active.cu_rows, batch.cu_seqlens,
+  Pass frozen_pass{positions.index_select(0, active),
+                   request.active.cu_rows,
+                   batch.cu_seqlens,
                    {places(active, outputs.rows), outputs.cu_rows}};
   frozen_pass.frozen = frozen;
   frozen_pass.rows = active;
@@ -192,8 +195,8 @@ EntropyGradient Transformer::entropy_gradient(const GradientRequest& request) co
   Pass& chosen = frozen ? frozen_pass : pass;
   chosen.tape = &tape;
 
-  at::Tensor x = embed(frozen ? batch.tokens.index_select(0, active) : batch.tokens,
-                       chosen.positions);
+  at::Tensor x =
+      embed(frozen ? batch.tokens.index_select(0, active) : batch.tokens, chosen.positions);
   const at::Tensor changed = frozen ? places(active, candidates) : candidates;
   x.index_add_(0, changed, request.offset.to(x.scalar_type()));
   at::Tensor embedded;

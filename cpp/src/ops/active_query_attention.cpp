@@ -27,8 +27,8 @@ using Three = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 void check_offsets(at::IntArrayRef cu, int64_t rows, size_t size, const char* name) {
   bool ok = cu.size() == size && size >= 1 && cu[0] == 0 && cu.back() == rows;
   for (size_t i = 1; ok && i < cu.size(); ++i) ok = cu[i] >= cu[i - 1];
-  TORCH_CHECK(ok, "active_query_attention: ", name, " must be ", size,
-              " offsets rising from 0 to ", rows, "; got ", cu);
+  TORCH_CHECK(ok, "active_query_attention: ", name, " must be ", size, " offsets rising from 0 to ",
+              rows, "; got ", cu);
 }
 
 // Row numbers of each sequence must lie in that sequence and rise.
@@ -41,9 +41,9 @@ void check_rows(const at::Tensor& rows, at::IntArrayRef cu, at::IntArrayRef cu_s
   for (size_t b = 0; b + 1 < cu.size(); ++b) {
     for (int64_t i = cu[b]; i < cu[b + 1]; ++i) {
       const int64_t least = i == cu[b] ? cu_seqlens[b] : row[i - 1] + 1;
-      TORCH_CHECK_INDEX(row[i] >= least && row[i] < cu_seqlens[b + 1], "active_query_attention: ",
-                        name, "[", i, "] = ", row[i], " is not in [", least, ", ",
-                        cu_seqlens[b + 1], ")");
+      TORCH_CHECK_INDEX(row[i] >= least && row[i] < cu_seqlens[b + 1],
+                        "active_query_attention: ", name, "[", i, "] = ", row[i], " is not in [",
+                        least, ", ", cu_seqlens[b + 1], ")");
     }
   }
 }
@@ -64,7 +64,8 @@ at::Tensor forward_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tenso
   TORCH_CHECK(k.sizes() == v.sizes() && q.size(0) == k.size(0) && q.size(2) == k.size(2) &&
                   k.size(1) > 0 && q.size(1) % k.size(1) == 0,
               "active_query_attention: q [R, H, d] and k, v [R, Hkv, d] with H a multiple of Hkv; "
-              "got ", q.sizes(), ", ", k.sizes(), " and ", v.sizes());
+              "got ",
+              q.sizes(), ", ", k.sizes(), " and ", v.sizes());
   check_offsets(cu_seqlens, q.size(0), cu_seqlens.size(), "cu_seqlens");
   check_rows(active, cu_active, cu_seqlens, "active");
   const std::vector<int64_t> cu = cu_seqlens.vec();
@@ -141,8 +142,7 @@ Three backward_cpu(const at::Tensor& grad, const at::Tensor& q, const at::Tensor
       const at::Tensor down_g = down.narrow(0, g, count), v_g = value.narrow(0, g, count);
       at::baddbmm_out(p, p, q_g, k_g.transpose(1, 2), /*beta=*/0, scale);
       if (bias) {
-        p.view({count, repeat, n, length})
-            .add_(bias->narrow(0, cu_q[b], n).narrow(1, 0, length));
+        p.view({count, repeat, n, length}).add_(bias->narrow(0, cu_q[b], n).narrow(1, 0, length));
       }
       at::softmax_out(p, p, -1);
       at::bmm_out(ds, down_g, v_g.transpose(1, 2));
@@ -260,8 +260,8 @@ AttentionGradient active_query_attention_backward(
     const at::Tensor& keys, at::IntArrayRef cu_keys, at::IntArrayRef cu_q, at::IntArrayRef cu_k,
     double scale, const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& queries,
     at::IntArrayRef cu_queries) {
-  auto [dq, dk, dv] = call_backward(grad, q, k, v, keys, cu_keys, cu_q, cu_k, scale, bias, queries,
-                                    cu_queries);
+  auto [dq, dk, dv] =
+      call_backward(grad, q, k, v, keys, cu_keys, cu_q, cu_k, scale, bias, queries, cu_queries);
   return {dq, dk, dv};
 }
 

@@ -10,8 +10,9 @@
 namespace tabes::ops {
 namespace {
 
-// q [b, H, n, d], k and v [b, Hkv, L, d], bias [b, 1, n, L] -> [b, H, n, d]. Which route is fastest was measured on
-// one core at L = 36..512: the flash kernel for float32, plain products for bfloat16.
+// q [b, H, n, d], k and v [b, Hkv, L, d], bias [b, 1, n, L] -> [b, H, n, d]. Which route is fastest
+// was measured on one core at L = 36..512: the flash kernel for float32, plain products for
+// bfloat16.
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale,
                   const std::optional<at::Tensor>& bias) {
   const bool grouped = q.size(1) != k.size(1);
@@ -55,9 +56,8 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
       };
       std::optional<at::Tensor> offsets;
       if (bias) {
-        offsets = bias->narrow(0, cu_q[b], count * n)
-                      .narrow(1, 0, length)
-                      .reshape({count, 1, n, length});
+        offsets =
+            bias->narrow(0, cu_q[b], count * n).narrow(1, 0, length).reshape({count, 1, n, length});
       }
       const at::Tensor mixed = attend(part(q, cu_q[b], n, heads), part(k, cu_k[b], length, groups),
                                       part(v, cu_k[b], length, groups), scale, offsets)

@@ -45,9 +45,10 @@ struct RowStatistics {
 RowStatistics row_statistics(const at::Tensor& logits);
 
 // Turns logits [n, V] in place into the derivative of sum_i weight_i * entropy_i by each of them:
-// -weight p (log p + H). lse, entropy (as row_statistics gives them) and weight are [n] in its
-// result type. Tokens of probability zero get derivative zero.
-void entropy_adjoint_(const at::Tensor& logits, const at::Tensor& lse, const at::Tensor& entropy,
+// -weight p (log p + H). argmax, max_prob and entropy are row_statistics of the logits; weight is
+// [n] of their type. Tokens of probability zero get derivative zero.
+void entropy_adjoint_(const at::Tensor& logits, const at::Tensor& argmax,
+                      const at::Tensor& max_prob, const at::Tensor& entropy,
                       const at::Tensor& weight);
 
 // Draws a token for each row of logits [n, V] from softmax(logits / temperature), cut to the

@@ -37,10 +37,9 @@ at::Tensor rms_norm_cpu(const at::Tensor& x, const at::Tensor& weight, double ep
 at::Tensor rms_norm_backward_meta(const at::Tensor& grad, const at::Tensor& x,
                                   const at::Tensor& weight, double eps) {
   at::Tensor dx = rms_norm_meta(x, weight, eps);
-  TORCH_CHECK(grad.is_contiguous() && grad.sizes() == x.sizes() &&
-                  grad.scalar_type() == x.scalar_type(),
-              "rms_norm_backward: grad must be contiguous and like x ", x.sizes(), "; got ",
-              grad.sizes());
+  TORCH_CHECK(
+      grad.is_contiguous() && grad.sizes() == x.sizes() && grad.scalar_type() == x.scalar_type(),
+      "rms_norm_backward: grad must be contiguous and like x ", x.sizes(), "; got ", grad.sizes());
   return dx;
 }
 

@@ -312,21 +312,24 @@ Accumulate<T> exp_row(const T* x, Accumulate<T> shift, Accumulate<T> inverse_tem
   return total;
 }
 
-// H = -sum p log p, so dH/dx_j = -p_j (log p_j + H), with log p_j = x_j - lse.
+// H = -sum p log p, so dH/dx_j = -p_j (log p_j + H). log p_j is taken from the largest logit, whose
+// log p is small where the row is almost certain: x_j - lse would lose most of its digits there.
 template <typename T>
-void entropy_adjoint(T* x, Accumulate<T> lse, Accumulate<T> entropy, Accumulate<T> weight,
-                     int64_t n) {
+void entropy_adjoint(T* x, int64_t argmax, Accumulate<T> max_prob, Accumulate<T> entropy,
+                     Accumulate<T> weight, int64_t n) {
   using A = Accumulate<T>;
   constexpr int64_t kBlock = 2048;
   Staged<T> source(std::min(kBlock, n)), result(std::min(kBlock, n));
+  const Vec<A> top(static_cast<A>(x[argmax])), log_top(std::log(max_prob));
   for (int64_t start = 0; start < n; start += kBlock) {
     const int64_t size = std::min(kBlock, n - start);
     const A* in = source.in(x + start, size);
     A* out = result.out(x + start);
     for_pieces<A>(size, [&](int64_t i, int64_t c) {
-      const Vec<A> log_p = load(in + i, c) - Vec<A>(lse);
+      const Vec<A> log_p = (load(in + i, c) - top) + log_top;
       const Vec<A> bounded = at::vec::clamp_min(log_p, Vec<A>(kLowest<A>));
-      const Vec<A> d = bounded.exp_u20() * (bounded + Vec<A>(entropy)) * Vec<A>(-weight);
+      // The exact exponential: the terms of a row cancel, which would magnify its error.
+      const Vec<A> d = bounded.exp() * (bounded + Vec<A>(entropy)) * Vec<A>(-weight);
       store<A>(Vec<A>::blendv(d, Vec<A>(0), log_p < Vec<A>(kLowest<A>)), out + i, c);
     });
     result.finish(x + start, size);
@@ -337,9 +340,9 @@ void entropy_adjoint(T* x, Accumulate<T> lse, Accumulate<T> entropy, Accumulate<
 
 template <typename T>
 const Kernels<T>& table() {
-  static const Kernels<T> kernels{
-      rms_norm<T>,       rms_norm_backward<T>, rope<T>,    gated<T>,
-      gated_backward<T>, statistics<T>,        exp_row<T>, entropy_adjoint<T>};
+  static const Kernels<T> kernels{rms_norm<T>, rms_norm_backward<T>, rope<T>,
+                                  gated<T>,    gated_backward<T>,    statistics<T>,
+                                  exp_row<T>,  entropy_adjoint<T>};
   return kernels;
 }
 

@@ -46,7 +46,7 @@ struct Kernels {
   // out[j] = exp((x[j] - shift) * inverse_temperature); returns the sum.
   A (*exp_row)(const T* x, A shift, A inverse_temperature, A* out, int64_t n);
   // One row, in place: the derivative of weight * entropy by each logit.
-  void (*entropy_adjoint)(T* x, A lse, A entropy, A weight, int64_t n);
+  void (*entropy_adjoint)(T* x, int64_t argmax, A max_prob, A entropy, A weight, int64_t n);
 };
 
 // The best kernels this processor can run.

@@ -1,0 +1,67 @@
+// Backward-on-entropy steering: reveal first what most lowers the entropy of what stays masked.
+#pragma once
+
+#include <vector>
+
+#include "tabes/influence.h"
+#include "tabes/policy.h"
+
+namespace tabes {
+
+enum class Prefilter { confidence, margin };
+
+// Which of the masked rows beside the candidates are probes when not all of them are.
+enum class ProbeRule {
+  least_entropic,  // the rows to be decided next
+  most_entropic,   // the paper's code
+  random,
+  nearest  // to a candidate, by position
+};
+
+struct BoEOptions {
+  // Candidates of a step: the eligible rows that come first by the prefilter. A number of them,
+  // or, if `per_quota`, that multiple (rounded up) of the rows the step reveals.
+  double n_candidates = 3;
+  bool per_quota = true;
+  Prefilter prefilter = Prefilter::confidence;
+  std::vector<double> alpha{0.5};  // see InfluenceOptions
+  double tau = 1.0;
+  double gamma = 1.0;          // weight of the confidence, as its exponent
+  double anti_collapse = 0.0;  // lambda, weight of the penalty below
+  // The penalty's entropy floor in nats at the first step; it falls to 0 in proportion to the
+  // steps left.
+  double h_max = 0.3;
+  // At most ceil(rho * L) probes, L being the length of the whole sequence.
+  double rho = 0.25;
+  ProbeRule probes = ProbeRule::least_entropic;
+  int64_t halo = 0;
+  ContextKind context = ContextKind::frozen;
+  AdjointKind adjoint = AdjointKind::active;
+  int64_t every = 1;       // steer each sequence's every n-th step, from its first
+  int64_t min_masked = 0;  // stop steering a sequence with fewer eligible rows than this
+
+  // The settings of the paper: one gradient at alpha = 1, exact context, most entropic probes.
+  static BoEOptions paper();
+};
+
+// BoE steering (TABES, arXiv 2602.00250). A candidate's score is
+//   c^gamma * minmax(TIS) - anti_collapse * max(0, h_t - H)^2,  h_t = h_max * steps left / steps,
+// with c its confidence, H its entropy, and minmax the scaling of the candidates' influence to
+// [0, 1] within their sequence (1 for all where they are equal). All other eligible rows come
+// after the candidates, by confidence. A sequence without probes, or with no more candidates than
+// rows to reveal, is ordered by confidence at no cost, since influence could change nothing.
+class BoE final : public Policy {
+ public:
+  // Throws InputError for an option out of range.
+  explicit BoE(BoEOptions options = {});
+
+  std::string name() const override { return "boe"; }
+  Scores score(const StepContext& context) const override;
+  bool wants_context(const std::vector<int64_t>& step) const override;
+  const BoEOptions& options() const { return options_; }
+
+ private:
+  BoEOptions options_;
+};
+
+}  // namespace tabes

@@ -1,0 +1,57 @@
+// Token influence scores: how far the entropy of other masked rows falls when a row is revealed.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "tabes/denoiser.h"
+
+namespace tabes {
+
+// Which keys and values the inactive rows have in the surrogate forward pass: those of that pass
+// (`exact`, the paper's), or those of the base pass (`frozen`), which then computes active rows
+// only. At the base state the gradient of the frozen function is ActiveQueryAttention's gradient.
+enum class ContextKind { exact, frozen };
+
+// Which rows the adjoint goes through: the active ones (ActiveQueryAttention), or all of them.
+enum class AdjointKind { active, dense };
+
+struct InfluenceOptions {
+  // Where between mask (0) and predicted token (1) the entropy is differentiated; the gradients of
+  // several points are averaged. The paper's point is 1.
+  std::vector<double> alpha{0.5};
+  double tau = 1.0;  // the predicted embedding is that of softmax(logits / tau); 0: of the argmax
+  int64_t halo = 0;  // rows this close to a candidate or probe are active as well
+  ContextKind context = ContextKind::exact;
+  AdjointKind adjoint = AdjointKind::active;
+  // Token ids left out of every distribution; the mask token always is.
+  std::vector<int64_t> forbidden;
+  Poll poll;
+};
+
+struct Influence {
+  // One tensor a sequence, [candidates] float64 on the CPU, in the candidates' order: in nats, the
+  // first-order fall of the probes' summed entropy when that candidate is revealed.
+  std::vector<at::Tensor> tis;
+  // For each sequence the probes' summed entropy, nats, with the candidates written as far as
+  // alpha says; the mean over the points.
+  std::vector<double> predicted_entropy;
+  int64_t forward_rows = 0;   // rows through the trunk, the base pass among them
+  int64_t backward_rows = 0;  // rows through its adjoint
+  int64_t head_rows = 0;      // rows through the vocabulary projection
+};
+
+// Token influence scores (TIS) of candidates on probes, TABES (arXiv 2602.00250):
+// TIS_i = -<d sum_j H_j / d e_i, e~_i - e_mask>, the gradient being taken where every candidate's
+// embedding is e_mask + alpha (e~_i - e_mask). `candidates` and `probes` are masked positions, one
+// list a sequence. Throws InputError if a list is empty, holds a position twice, out of range or
+// not masked, if a position is both candidate and probe, if an option is out of range, or for a
+// frozen context with a model that has none; NumericsError if the model computes NaN.
+Influence influence(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+                    const std::vector<std::vector<int64_t>>& candidates,
+                    const std::vector<std::vector<int64_t>>& probes,
+                    const InfluenceOptions& options = {});
+
+}  // namespace tabes

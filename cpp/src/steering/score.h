@@ -1,0 +1,24 @@
+// The arithmetic of a BoE score, apart from the model so that it can be tested by hand.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace tabes {
+
+// Scaled to [0, 1]; all 1 where all are equal.
+std::vector<double> minmax(const std::vector<double>& values);
+
+struct ScoreWeights {
+  double gamma, anti_collapse, floor;  // floor: h_t in nats
+};
+
+// c^gamma * minmax(TIS) - anti_collapse * max(0, floor - H)^2 for each candidate.
+std::vector<double> boe_scores(const std::vector<double>& confidence,
+                               const std::vector<double>& influence,
+                               const std::vector<double>& entropy, const ScoreWeights& weights);
+
+// Numbers of the `count` largest values among [begin, end), ties to the lowest; increasing.
+std::vector<int64_t> largest(const double* values, int64_t begin, int64_t end, int64_t count);
+
+}  // namespace tabes

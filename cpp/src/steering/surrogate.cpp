@@ -1,0 +1,170 @@
+#include "steering/surrogate.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/argmax.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/softmax.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "decode/rows.h"
+#include "messages.h"
+#include "plain_dispatch.h"
+
+namespace tabes {
+namespace {
+
+constexpr int64_t kLogitBytes = int64_t{256} << 20;
+
+std::vector<int64_t> host(const at::Tensor& t) {
+  const at::Tensor c = t.to(at::kCPU);
+  return {c.const_data_ptr<int64_t>(), c.const_data_ptr<int64_t>() + c.numel()};
+}
+
+// e~ - e_mask at the candidates: what revealing them adds to their input embeddings.
+at::Tensor directions(const Denoiser& model, const SurrogateRequest& request) {
+  const at::Tensor table = model.embedding_table();
+  const at::Tensor mask = table.narrow(0, model.info().mask_token_id, 1);
+  const int64_t n = request.candidates.count();
+  const int64_t bytes = model.info().vocab_size * static_cast<int64_t>(sizeof(float));
+  const int64_t piece = std::max<int64_t>(1, kLogitBytes / bytes);
+  const double tau = request.options.tau;
+  std::vector<at::Tensor> parts;
+  for (int64_t from = 0; from < n; from += piece) {
+    at::Tensor logits =
+        model.project(request.features.narrow(0, from, std::min(piece, n - from))).contiguous();
+    logits.index_fill_(1, request.forbidden, -std::numeric_limits<double>::infinity());
+    if (tau == 0) {
+      parts.push_back(table.index_select(0, logits.argmax(1)) - mask);
+      continue;
+    }
+    const auto real = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    const at::Tensor q = at::softmax(logits.to(real).div_(tau), 1);
+    parts.push_back(at::mm(q.to(table.scalar_type()), table) - mask);
+  }
+  return parts.size() == 1 ? parts[0] : at::cat(parts);
+}
+
+// Candidates, probes and what must or shall stay active around them, or all rows.
+RowSet active_rows(const Denoiser& model, const SurrogateRequest& request) {
+  const PackedBatch& batch = request.batch;
+  const InfluenceOptions& o = request.options;
+  const std::vector<int64_t> candidates = host(request.candidates.rows);
+  const std::vector<int64_t> probes = host(request.probes.rows);
+  std::vector<int64_t> rows, cu{0};
+  for (int64_t b = 0; b < batch.size(); ++b) {
+    const int64_t begin = batch.cu_seqlens[b], length = batch.cu_seqlens[b + 1] - begin;
+    std::vector<char> is_active(length, o.adjoint == AdjointKind::dense);
+    const auto mark = [&](int64_t row, int64_t before) {
+      const int64_t at = row - begin, halo = std::min(o.halo, length);
+      const int64_t last = std::min(length - 1, at + halo);
+      for (int64_t i = std::max<int64_t>(0, at - std::max(halo, before)); i <= last; ++i) {
+        is_active[i] = 1;
+      }
+    };
+    const auto& cu_c = request.candidates.cu_rows;
+    const auto& cu_p = request.probes.cu_rows;
+    for (int64_t i = cu_c[b]; i < cu_c[b + 1]; ++i) mark(candidates[i], 0);
+    // A shifted model predicts a probe at the row before it, whose output must vary.
+    for (int64_t i = cu_p[b]; i < cu_p[b + 1]; ++i) mark(probes[i], model.info().logit_shift);
+    for (int64_t i = 0; i < length; ++i) {
+      if (is_active[i]) rows.push_back(begin + i);
+    }
+    cu.push_back(static_cast<int64_t>(rows.size()));
+  }
+  return row_set(std::move(rows), std::move(cu), model.info().device);
+}
+
+// The sequences of a batch that have candidates, for passes that compute whole sequences.
+struct Part {
+  PackedBatch batch;
+  RowSet candidates, probes;
+};
+
+Part steered_part(const SurrogateRequest& request, at::Device device) {
+  std::vector<at::Tensor> tokens;
+  std::vector<int64_t> candidates = host(request.candidates.rows),
+                       probes = host(request.probes.rows);
+  std::vector<int64_t> cu_c{0}, cu_p{0};
+  Part part;
+  part.batch.cu_seqlens = {0};
+  for (int64_t b = 0; b < request.batch.size(); ++b) {
+    const auto& cu = request.candidates.cu_rows;
+    if (cu[b] == cu[b + 1]) continue;
+    const int64_t from = request.batch.cu_seqlens[b];
+    const int64_t length = request.batch.cu_seqlens[b + 1] - from;
+    tokens.push_back(request.batch.tokens.narrow(0, from, length));
+    const int64_t shift = part.batch.cu_seqlens.back() - from;
+    const auto move = [&](std::vector<int64_t>& rows, const std::vector<int64_t>& offsets,
+                          std::vector<int64_t>& moved) {
+      for (int64_t i = offsets[b]; i < offsets[b + 1]; ++i) rows[i] += shift;
+      moved.push_back(offsets[b + 1]);
+    };
+    move(candidates, cu, cu_c);
+    move(probes, request.probes.cu_rows, cu_p);
+    part.batch.cu_seqlens.push_back(part.batch.cu_seqlens.back() + length);
+  }
+  part.batch.tokens = at::cat(tokens);
+  part.candidates = row_set(std::move(candidates), std::move(cu_c), device);
+  part.probes = row_set(std::move(probes), std::move(cu_p), device);
+  return part;
+}
+
+}  // namespace
+
+void check(const InfluenceOptions& o) {
+  if (o.alpha.empty()) refuse("alpha names no point; give one or several numbers from 0 to 1");
+  for (double a : o.alpha) {
+    if (!(a >= 0 && a <= 1)) refuse("alpha must be from 0 (mask) to 1 (prediction), not ", a);
+  }
+  if (!(o.tau >= 0) || !std::isfinite(o.tau)) {
+    refuse("tau must be 0 (the likeliest token) or above, not ", o.tau);
+  }
+  if (o.halo < 0) refuse("halo must be 0 or above, not ", o.halo);
+}
+
+SurrogateScores surrogate_scores(const Denoiser& model, const SurrogateRequest& request) {
+  const PlainDispatch plain;
+  const InfluenceOptions& o = request.options;
+  const bool frozen = o.context == ContextKind::frozen;
+  if (frozen && !request.context) {
+    throw InputError("this model keeps no frozen context; use context=\"exact\"");
+  }
+  const at::Tensor delta = directions(model, request);
+  Part part;
+  if (!frozen) part = steered_part(request, model.info().device);
+  const PackedBatch& batch = frozen ? request.batch : part.batch;
+  const RowSet& candidates = frozen ? request.candidates : part.candidates;
+  const RowSet& probes = frozen ? request.probes : part.probes;
+  const RowSet active = active_rows(model, {batch, candidates, probes, {}, {}, o});
+  SurrogateScores result;
+  result.head_rows = candidates.count();
+  at::Tensor gradient, entropy;
+  for (double alpha : o.alpha) {
+    const EntropyGradient g = model.entropy_gradient({batch,
+                                                      active,
+                                                      candidates,
+                                                      probes,
+                                                      delta * alpha,
+                                                      {},
+                                                      request.forbidden,
+                                                      frozen ? request.context : nullptr,
+                                                      o.poll});
+    const at::Tensor share = g.gradient.to(at::kDouble);
+    gradient = gradient.defined() ? gradient.add_(share) : share;
+    const at::Tensor nats = g.entropy.to(at::kDouble);
+    entropy = entropy.defined() ? entropy.add_(nats) : nats.clone();
+    result.forward_rows += g.forward_rows;
+    result.backward_rows += g.backward_rows;
+    result.head_rows += g.head_rows;
+  }
+  const double points = static_cast<double>(o.alpha.size());
+  result.tis = (gradient * delta.to(at::kDouble)).sum(1).div_(-points).to(at::kCPU);
+  result.entropy = entropy.div_(points).to(at::kCPU);
+  return result;
+}
+
+}  // namespace tabes

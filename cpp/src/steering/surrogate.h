@@ -1,0 +1,31 @@
+// The part of influence scores that the policy and the public function share: from sets of rows to
+// one score a candidate.
+#pragma once
+
+#include "tabes/influence.h"
+
+namespace tabes {
+
+// Throws InputError for an option out of range.
+void check(const InfluenceOptions& options);
+
+struct SurrogateRequest {
+  const PackedBatch& batch;
+  const RowSet& candidates;
+  const RowSet& probes;
+  at::Tensor features;   // [candidates, F] of the base pass
+  at::Tensor forbidden;  // [f] int64 on the model's device, the mask among them
+  const InfluenceOptions& options;
+  Context* context = nullptr;  // of the base pass; needed for a frozen context only
+};
+
+struct SurrogateScores {
+  at::Tensor tis;      // [candidates] float64 on the CPU
+  at::Tensor entropy;  // [probes] float64 on the CPU, of the changed batch; mean over the points
+  int64_t forward_rows = 0, backward_rows = 0, head_rows = 0;  // the base pass not among them
+};
+
+// Sequences without candidates or probes may be in the batch; they cost nothing.
+SurrogateScores surrogate_scores(const Denoiser& model, const SurrogateRequest& request);
+
+}  // namespace tabes

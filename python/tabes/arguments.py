@@ -1,0 +1,52 @@
+"""Checks of Python arguments before they reach C++: every complaint names the argument."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from tabes._core import InputError
+
+
+def integer(value: Any, name: str, minimum: int = -(2**63)) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name}={value!r}: it must be an integer") from None
+    if not -(2**63) <= number < 2**63:
+        raise InputError(f"{name}={number}: it must fit 64 bits")
+    if number < minimum:
+        raise InputError(f"{name}={number}: it must be at least {minimum}")
+    return number
+
+
+def optional_integer(value: Any, name: str) -> int | None:
+    return None if value is None else integer(value, name)
+
+
+def number(value: Any, name: str) -> float:
+    try:
+        if isinstance(value, (bool, str)):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}={value!r}: it must be a number") from None
+
+
+def flag(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{name}={value!r}: it must be True or False")
+    return value
+
+
+def integers(values: Any, name: str) -> list[int]:
+    if isinstance(values, torch.Tensor) or hasattr(values, "tolist"):
+        values = values.tolist()
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InputError(f"{name}={values!r}: give a list of integers")
+    return [integer(value, f"{name}[{i}]") for i, value in enumerate(values)]

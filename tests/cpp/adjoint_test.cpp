@@ -1,0 +1,266 @@
+// The adjoint of the native transformer against finite differences, in every kind of model a
+// description can ask for.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "decode/rows.h"
+#include "steering/score.h"
+#include "tabes/boe.h"
+#include "tabes/error.h"
+#include "tabes/influence.h"
+#include "tabes/transformer.h"
+
+namespace tabes {
+namespace {
+
+// Weights drawn at random, the same for every request of a name; norms near one.
+class RandomWeights final : public WeightSource {
+ public:
+  void read(const std::string& name, at::Tensor destination) override {
+    const bool is_norm = name.find("norm.weight") != std::string::npos;
+    const double scale = is_norm || destination.dim() < 2
+                             ? 0.2
+                             : 1.5 / std::sqrt(static_cast<double>(destination.size(1)));
+    destination.copy_(at::randn(destination.sizes(), at::kDouble) * scale + (is_norm ? 1.0 : 0.0));
+  }
+};
+
+struct Kind {
+  std::string name;
+  TransformerConfig config;
+};
+
+void PrintTo(const Kind& kind, std::ostream* out) {
+  *out << kind.name;
+}
+
+TransformerConfig small() {
+  TransformerConfig c;
+  c.family = "test";
+  c.vocab_size = 23;
+  c.hidden_size = 16;
+  c.num_layers = 3;
+  c.num_heads = 4;
+  c.num_kv_heads = 4;
+  c.head_dim = 4;
+  c.mlp_size = 20;
+  c.max_length = 32;
+  c.mask_token_id = 3;
+  return c;
+}
+
+std::vector<Kind> kinds() {
+  std::vector<Kind> all{{"llada", small()}};
+  const auto add = [&](const char* name, auto change) {
+    TransformerConfig c = small();
+    change(c);
+    all.push_back({name, c});
+  };
+  add("grouped_queries", [](auto& c) { c.num_kv_heads = 2; });
+  add("one_layer", [](auto& c) { c.num_layers = 1; });
+  add("dream", [](auto& c) { c.num_kv_heads = 1, c.qkv_bias = true, c.logit_shift = true; });
+  add("qwen3", [](auto& c) { c.num_kv_heads = 2, c.qk_norm = true, c.head_tied = true; });
+  add("bert", [](auto& c) {
+    c.norm = Norm::layer, c.norm_placement = NormPlacement::post, c.embedding_norm = true;
+    c.final_norm = false, c.positions = Positions::learned, c.token_types = 2;
+    c.qkv_bias = c.attention_out_bias = c.mlp_bias = c.head_bias = true;
+    c.mlp = Mlp::gelu, c.head_transform = c.head_tied = true;
+  });
+  add("geglu_layer_norm", [](auto& c) { c.norm = Norm::layer, c.mlp = Mlp::geglu; });
+  add("gelu_tanh_transform", [](auto& c) { c.mlp = Mlp::gelu_tanh, c.head_transform = true; });
+  return all;
+}
+
+class AdjointOf : public testing::TestWithParam<Kind> {
+ protected:
+  void SetUp() override {
+    at::manual_seed(3);
+    model = build(at::kDouble);
+    // Two sequences of different lengths, the second with a single candidate.
+    batch.tokens = at::randint(4, 23, {19}, at::kLong);
+    for (int64_t row : {0, 2, 3, 5, 8, 9, 12, 13, 17, 18}) batch.tokens[row] = 3;
+    batch.cu_seqlens = {0, 11, 19};
+    candidates = row_set({2, 5, 17}, {0, 2, 3}, at::kCPU);
+    probes = row_set({0, 3, 9, 12, 13}, {0, 3, 5}, at::kCPU);
+    forbidden = at::tensor({3, 7}, at::kLong);
+    // A shifted model needs the rows before its probes as well.
+    active = row_set({0, 2, 3, 5, 8, 9, 11, 12, 13, 17}, {0, 6, 10}, at::kCPU);
+    offset = at::randn({3, 16}, at::kDouble) * 0.5;
+    weight = at::rand({5}, at::kDouble) + 0.5;
+  }
+  std::shared_ptr<const Denoiser> build(at::ScalarType type) {
+    at::manual_seed(11);
+    RandomWeights weights;
+    return make_transformer(GetParam().config, weights, at::kCPU, type);
+  }
+  std::unique_ptr<Context> base(const Denoiser& m) {
+    std::unique_ptr<Context> context;
+    m.encode(batch, all_rows(batch), {}, &context);
+    return context;
+  }
+  EntropyGradient ask(const Denoiser& m, const RowSet& rows, const at::Tensor& at_offset,
+                      Context* frozen = nullptr) {
+    return m.entropy_gradient(
+        {batch, rows, candidates, probes, at_offset, weight, forbidden, frozen, {}});
+  }
+
+  std::shared_ptr<const Denoiser> model;
+  PackedBatch batch;
+  RowSet candidates, probes, active;
+  at::Tensor forbidden, offset, weight;
+};
+INSTANTIATE_TEST_SUITE_P(Adjoint, AdjointOf, testing::ValuesIn(kinds()),
+                         [](const auto& info) { return info.param.name; });
+
+// The derivative along a direction, measured on the entropies alone (fourth order).
+double measured(const std::function<at::Tensor(const at::Tensor&)>& entropy, const at::Tensor& at,
+                const at::Tensor& direction, const at::Tensor& weight) {
+  const double h = 1e-4;
+  const auto f = [&](double t) {
+    return (entropy(at + direction * t) * weight).sum().item<double>();
+  };
+  return (8 * (f(h) - f(-h)) - (f(2 * h) - f(-2 * h))) / (12 * h);
+}
+
+TEST_P(AdjointOf, DenseGradientIsTheDerivativeOfTheEntropy) {
+  const RowSet all = all_rows(batch);
+  const EntropyGradient g = ask(*model, all, offset);
+  for (int trial = 0; trial < 3; ++trial) {
+    const at::Tensor d = at::randn({3, 16}, at::kDouble);
+    const double wanted = measured([&](const at::Tensor& o) { return ask(*model, all, o).entropy; },
+                                   offset, d, weight);
+    EXPECT_NEAR((g.gradient * d).sum().item<double>(), wanted, 1e-7 * (1 + std::abs(wanted)));
+  }
+  EXPECT_EQ(g.backward_rows, 19);
+}
+
+TEST_P(AdjointOf, FrozenGradientIsTheDerivativeOfTheFrozenFunction) {
+  const auto context = base(*model);
+  const EntropyGradient g = ask(*model, active, offset, context.get());
+  const at::Tensor d = at::randn({3, 16}, at::kDouble);
+  const double wanted =
+      measured([&](const at::Tensor& o) { return ask(*model, active, o, context.get()).entropy; },
+               offset, d, weight);
+  EXPECT_NEAR((g.gradient * d).sum().item<double>(), wanted, 1e-7 * (1 + std::abs(wanted)));
+  EXPECT_EQ(g.forward_rows, 10);
+  EXPECT_EQ(g.backward_rows, 10);
+}
+
+TEST_P(AdjointOf, FrozenEqualsActiveAtTheBaseState) {
+  const auto context = base(*model);
+  const at::Tensor zero = at::zeros({3, 16}, at::kDouble);
+  const EntropyGradient frozen = ask(*model, active, zero, context.get());
+  const EntropyGradient exact = ask(*model, active, zero);
+  const double scale = exact.gradient.abs().max().item<double>();
+  EXPECT_LE((frozen.gradient - exact.gradient).abs().max().item<double>(), 1e-12 * scale);
+  EXPECT_LE((frozen.entropy - exact.entropy).abs().max().item<double>(), 1e-12);
+  // Elsewhere the inactive rows answer to the changed embeddings, from the second layer on.
+  const auto again = base(*model);
+  const double difference =
+      (ask(*model, active, offset, again.get()).gradient - ask(*model, active, offset).gradient)
+          .abs()
+          .max()
+          .item<double>();
+  if (GetParam().config.num_layers == 1) {
+    EXPECT_LE(difference, 1e-12);
+  } else {
+    EXPECT_GT(difference, 1e-6);
+  }
+}
+
+TEST_P(AdjointOf, Float32FollowsFloat64) {
+  const auto single = build(at::kFloat);
+  const at::Tensor wanted = ask(*model, active, offset).gradient;
+  const at::Tensor got = single
+                             ->entropy_gradient({batch,
+                                                 active,
+                                                 candidates,
+                                                 probes,
+                                                 offset.to(at::kFloat),
+                                                 weight.to(at::kFloat),
+                                                 forbidden,
+                                                 nullptr,
+                                                 {}})
+                             .gradient.to(at::kDouble);
+  // The two models hold the same draws, rounded.
+  EXPECT_LE((got - wanted).norm().item<double>(), 1e-5 * wanted.norm().item<double>());
+}
+
+TEST_P(AdjointOf, ASequenceDoesNotSeeItsNeighbours) {
+  const at::Tensor together = ask(*model, active, offset).gradient;
+  const PackedBatch alone{batch.tokens.narrow(0, 0, 11).contiguous(), {0, 11}};
+  const RowSet c = row_set({2, 5}, {0, 2}, at::kCPU), p = row_set({0, 3, 9}, {0, 3}, at::kCPU);
+  const RowSet a = row_set({0, 2, 3, 5, 8, 9}, {0, 6}, at::kCPU);
+  const at::Tensor single = model
+                                ->entropy_gradient({alone,
+                                                    a,
+                                                    c,
+                                                    p,
+                                                    offset.narrow(0, 0, 2),
+                                                    weight.narrow(0, 0, 3),
+                                                    forbidden,
+                                                    nullptr,
+                                                    {}})
+                                .gradient;
+  EXPECT_TRUE(at::allclose(together.narrow(0, 0, 2), single, 1e-10, 1e-12));
+}
+
+TEST_P(AdjointOf, AContextServesOneSetOfActiveRows) {
+  const auto context = base(*model);
+  ask(*model, active, offset, context.get());
+  EXPECT_THROW(ask(*model, all_rows(batch), offset, context.get()), InputError);
+}
+
+TEST(BoEScore, MinmaxScalesToTheUnitInterval) {
+  EXPECT_EQ(minmax({2.0, 6.0, 3.0}), (std::vector<double>{0.0, 1.0, 0.25}));
+  EXPECT_EQ(minmax({-1.5, -1.5}), (std::vector<double>{1.0, 1.0}));
+  EXPECT_EQ(minmax({4.0}), (std::vector<double>{1.0}));
+  EXPECT_TRUE(minmax({}).empty());
+}
+
+TEST(BoEScore, MatchesHandWorkedCases) {
+  // Confidence 0.5, 0.8, 0.9; influence 1, 3, 2 scales to 0, 1, 1/2. Entropies 0.1, 0.25, 0.4
+  // under a floor of 0.3 fall short by 0.2, 0.05 and nothing.
+  const std::vector<double> c{0.5, 0.8, 0.9}, t{1, 3, 2}, h{0.1, 0.25, 0.4};
+  const auto plain = boe_scores(c, t, h, {1.0, 0.0, 0.3});
+  EXPECT_DOUBLE_EQ(plain[0], 0.0);
+  EXPECT_DOUBLE_EQ(plain[1], 0.8);
+  EXPECT_DOUBLE_EQ(plain[2], 0.45);
+  const auto penalised = boe_scores(c, t, h, {2.0, 10.0, 0.3});
+  EXPECT_NEAR(penalised[0], 0.0 - 10.0 * 0.04, 1e-12);
+  EXPECT_NEAR(penalised[1], 0.64 - 10.0 * 0.0025, 1e-12);
+  EXPECT_NEAR(penalised[2], 0.81 * 0.5, 1e-12);
+  const auto unweighted = boe_scores(c, t, h, {0.0, 0.0, 0.3});
+  EXPECT_DOUBLE_EQ(unweighted[2], 0.5);
+}
+
+TEST(BoEScore, LargestTakesTheLowestOfEquals) {
+  const std::vector<double> v{1, 5, 5, 2, 5};
+  EXPECT_EQ(largest(v.data(), 0, 5, 2), (std::vector<int64_t>{1, 2}));
+  EXPECT_EQ(largest(v.data(), 2, 5, 2), (std::vector<int64_t>{2, 4}));
+  EXPECT_EQ(largest(v.data(), 0, 5, 9).size(), 5u);
+}
+
+TEST(BoEOptions, OutOfRangeIsRefused) {
+  const auto with = [](auto change) {
+    BoEOptions o;
+    change(o);
+    return o;
+  };
+  for (const BoEOptions& o :
+       {with([](auto& o) { o.rho = 0; }), with([](auto& o) { o.rho = 1.5; }),
+        with([](auto& o) { o.alpha = {}; }), with([](auto& o) { o.alpha = {0.5, 1.1}; }),
+        with([](auto& o) { o.alpha = {NAN}; }), with([](auto& o) { o.tau = -1; }),
+        with([](auto& o) { o.gamma = -1; }), with([](auto& o) { o.halo = -1; }),
+        with([](auto& o) { o.every = 0; }), with([](auto& o) { o.n_candidates = 0; }),
+        with([](auto& o) { o.n_candidates = 2.5, o.per_quota = false; }),
+        with([](auto& o) { o.anti_collapse = -1; }), with([](auto& o) { o.h_max = -1; }),
+        with([](auto& o) { o.min_masked = -1; })}) {
+    EXPECT_THROW(BoE{o}, InputError);
+  }
+}
+
+}  // namespace
+}  // namespace tabes

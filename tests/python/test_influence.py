@@ -1,0 +1,298 @@
+"""Influence scores and BoE decodes against plain PyTorch autograd in float64, on real weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tabes
+import torch
+from reference import Reference, bert, decode, influence, llada
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def demo_reference(demo_model: tabes.Model) -> Reference:
+    weights = load_file(tabes.demo_checkpoint() / "model.safetensors")
+    return llada(weights, 8, 8, demo_model.info.mask_token_id, 1e4)
+
+
+@pytest.fixture(scope="module")
+def rxnfp_reference(rxnfp_checkpoint: Path, rxnfp_model: tabes.Model) -> Reference:
+    return bert(rxnfp_checkpoint, 4, rxnfp_model.info.mask_token_id)
+
+
+def canvas(model: tabes.Model, length: int, masks: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(20, model.info.vocab_size, (length,), generator=generator)
+    tokens = tokens.clamp(max=model.info.vocab_size - 1)
+    tokens[torch.randperm(length, generator=generator)[:masks]] = model.info.mask_token_id
+    return tokens
+
+
+def split(tokens: torch.Tensor, mask: int, count: int) -> tuple[list[int], list[int]]:
+    """Candidates out of order, and as many probes."""
+    masked = (tokens == mask).nonzero()[:, 0].tolist()
+    return masked[::2][:count][::-1], masked[1::2][:count]
+
+
+def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((got - wanted).norm() / wanted.norm()).item()
+
+
+@pytest.mark.parametrize("alpha", [[0.5], [0.25, 0.5], [1.0], [0.0]])
+@pytest.mark.parametrize("name", ["rxnfp", "demo"])
+def test_tis_equals_autograd_with_stopped_gradients(
+    name: str, alpha: list[float], request: pytest.FixtureRequest
+) -> None:
+    single: tabes.Model = request.getfixturevalue(f"{name}_model")
+    reference: Reference = request.getfixturevalue(f"{name}_reference")
+    assert single.path is not None
+    double = tabes.load(single.path, dtype="float64")
+    batch = [canvas(single, length, length // 2, seed=length) for length in (40, 23, 64)]
+    sets = [split(t, single.info.mask_token_id, 5) for t in batch]
+    candidates, probes = [list(s) for s in zip(*sets, strict=True)]
+    rounded, all_wanted = [], []
+    for halo, adjoint, tau in ((0, "active", 1.0), (1, "active", 0.5), (0, "dense", 0.0)):
+        options = dict(alpha=alpha, tau=tau, halo=halo, adjoint=adjoint)
+        exact = tabes.influence(double, batch, candidates, probes, **options)
+        got = tabes.influence(single, batch, candidates, probes, **options)
+        for b, tokens in enumerate(batch):
+            near = {
+                row
+                for p in candidates[b] + probes[b]
+                for row in range(p - halo, p + halo + 1)
+                if 0 <= row < len(tokens)
+            }
+            wanted = influence(
+                reference,
+                tokens,
+                candidates[b],
+                probes[b],
+                alpha=alpha,
+                tau=tau,
+                active=sorted(near) if adjoint == "active" else None,
+            )
+            assert relative(exact.tis[b], wanted) <= 1e-9, (halo, adjoint)
+            rounded.append(got.tis[b])
+            all_wanted.append(wanted)
+        assert got.forward_rows == sum(map(len, batch)) * (1 + len(alpha))
+        if halo == 0 and adjoint == "active":
+            assert got.backward_rows == 30 * len(alpha)
+    # At alpha = 1 entropies are saturated and their terms cancel: plain float32 PyTorch is off by
+    # up to 1e-5 there itself.
+    limit = 2e-5 if alpha == [1.0] else 1e-5
+    assert relative(torch.cat(rounded), torch.cat(all_wanted)) <= limit
+
+
+def test_tis_of_random_grouped_query_model(tiny_llada: Callable[..., tuple]) -> None:
+    folder, module = tiny_llada(n_layers=3, d_model=96, n_heads=6, n_kv_heads=2, vocab=131)
+    model = tabes.load(folder)
+    reference = llada(module.state_dict(), 6, 2, 3, 5e5)
+    tokens = canvas(model, 33, 20, seed=1)
+    candidates, probes = split(tokens, 3, 6)
+    banned = [5, 9]
+    got = tabes.influence(model, [tokens], [candidates], [probes], forbidden=banned)
+    wanted = influence(
+        reference, tokens, candidates, probes, alpha=[0.5], active=sorted(candidates + probes),
+        forbidden=banned,
+    )  # fmt: skip
+    assert relative(got.tis[0], wanted) <= 1e-5
+    without = tabes.influence(model, [tokens], [candidates], [probes])
+    assert relative(without.tis[0], wanted) > 1e-3
+
+
+def test_bfloat16_stays_near(demo_reference: Reference) -> None:
+    model = tabes.load(tabes.demo_checkpoint(), dtype="bfloat16")
+    tokens = canvas(model, 40, 20, seed=3)
+    candidates, probes = split(tokens, model.info.mask_token_id, 6)
+    wanted = influence(
+        demo_reference, tokens, candidates, probes, alpha=[0.5], active=sorted(candidates + probes)
+    )
+    got = tabes.influence(model, [tokens], [candidates], [probes]).tis[0]
+    assert relative(got, wanted) <= 0.1
+
+
+def test_frozen_ranks_like_exact(rxnfp_model: tabes.Model) -> None:
+    """On real weights frozen and exact scores agree in the main; the figure is printed."""
+    agreement = []
+    for seed in range(30):
+        tokens = canvas(rxnfp_model, 48, 24, seed)
+        candidates, probes = split(tokens, rxnfp_model.info.mask_token_id, 8)
+        exact, frozen = (
+            tabes.influence(rxnfp_model, [tokens], [candidates], [probes], context=c).tis[0]
+            for c in ("exact", "frozen")
+        )
+        ranks = torch.stack([exact.argsort().argsort(), frozen.argsort().argsort()]).double()
+        agreement.append(torch.corrcoef(ranks)[0, 1].item())
+    mean = sum(agreement) / len(agreement)
+    print(f"rank correlation of frozen with exact scores: {mean:.3f}")
+    assert mean > 0.8
+
+
+def molecules(number: int, length: int) -> list[torch.Tensor]:
+    """Molecules of the bundled tokenizer with six tenths of the positions masked."""
+    model = tabes.load(tabes.demo_checkpoint())
+    texts = ["CC(=O)Nc1ccc(O)cc1", "COc1ccc(CNC(C)=O)cc1", "c1ccc(-c2ccccn2)cc1", "CCN1CCN(C)CC1"]
+    assert model.tokenizer is not None
+    out = []
+    for i in range(number):
+        generator = torch.Generator().manual_seed(i)
+        tokens = torch.tensor(model.tokenizer.encode(texts[i % len(texts)]))
+        inner = 1 + torch.randperm(len(tokens) - 2, generator=generator)
+        tokens[inner[: int(0.6 * len(inner))]] = model.info.mask_token_id
+        out.append(tokens)
+    return out
+
+
+@pytest.mark.parametrize("preset", ["own", "paper"])
+def test_hundred_decodes_equal_a_plain_pytorch_loop(preset: str, demo_reference: Reference) -> None:
+    # In float64 both sides; in float32 a tie within rounding may fall either way.
+    model = tabes.load(tabes.demo_checkpoint(), dtype="float64")
+    if preset == "paper":
+        policy = tabes.BoE.paper()
+    else:
+        policy = tabes.BoE(n_candidates="3x", alpha=[0.25, 0.5], context="exact", anti_collapse=0.3)
+    batch = molecules(100, 24)
+    steps = 5
+    out = tabes.generate(model, batch, steps=steps, policy=policy)
+    steered = 0
+    for i, tokens in enumerate(batch):
+        wanted = decode(
+            demo_reference,
+            tokens,
+            steps,
+            candidates=(lambda quota: 3) if preset == "paper" else (lambda quota: 3 * quota),
+            rho=policy.rho,
+            most_entropic=preset == "paper",
+            alpha=policy.alpha,
+            tau=policy.tau,
+            gamma=policy.gamma,
+            anti_collapse=policy.anti_collapse,
+            h_max=policy.h_max,
+        )
+        assert out.tokens[i].tolist() == wanted.tolist(), i
+    for record in out.trace:
+        steered += int((~record.influence.isnan()).sum())
+    assert steered > 50
+
+
+def test_trace_of_a_steered_decode(demo_model: tabes.Model) -> None:
+    tokens = torch.tensor([1] + [3] * 30 + [2])
+    out = tabes.generate(demo_model, tokens, steps=6, policy=tabes.BoE(context="frozen"))
+    first = out.trace[0]
+    quota = 5
+    assert len(first.position) == quota
+    assert not first.influence.isnan().any()
+    assert first.predicted_fall[0] == pytest.approx(first.influence.sum().item())
+    assert first.scored == 3 * quota
+    probes = math.ceil(0.25 * 32)
+    assert first.forward_rows == 32 + 3 * quota + probes
+    assert first.backward_rows == 3 * quota + probes
+    # The realised fall is known where a probe is still masked a step later.
+    assert not math.isnan(first.realised_fall[0])
+    assert math.isnan(out.trace[-1].realised_fall[0])
+    assert out.backward_rows == sum(r.backward_rows for r in out.trace)
+    assert out.forward_equivalents == pytest.approx((out.forward_rows + out.backward_rows) / 32)
+    plain = tabes.generate(demo_model, tokens, steps=6)
+    assert plain.backward_rows == 0
+    assert plain.trace[0].influence.isnan().all()
+    assert plain.trace[0].by_confidence.all()
+    assert not all(r.by_confidence.all() for r in out.trace)
+
+
+def test_steering_of_a_sequence_does_not_depend_on_its_batch(demo_model: tabes.Model) -> None:
+    batch = molecules(6, 24)
+    for policy in (tabes.BoE(), tabes.BoE(context="exact", probes="random", every=2)):
+        together = tabes.generate(
+            demo_model, batch, steps=4, policy=policy, temperature=0.7, seed=5
+        )
+        for i, tokens in enumerate(batch):
+            alone = tabes.generate(
+                demo_model, tokens, steps=4, policy=policy, temperature=0.7, seed=5,
+                sequence_ids=[i],
+            )  # fmt: skip
+            assert alone.tokens.tolist() == together.tokens[i].tolist()
+
+
+def test_every_and_min_masked_limit_steering(demo_model: tabes.Model) -> None:
+    tokens = torch.tensor([1] + [3] * 30 + [2])
+
+    def steered(**options: object) -> list[bool]:
+        policy = tabes.BoE(**options)  # type: ignore[arg-type]
+        trace = tabes.generate(demo_model, tokens, steps=10, policy=policy).trace
+        return [record.backward_rows > 0 for record in trace]
+
+    # Three rows a step and nine candidates: with nine masks left no probe is.
+    assert steered() == [True] * 7 + [False] * 3
+    assert [i for i, s in enumerate(steered(every=3)) if s] == [0, 3, 6]
+    assert steered(min_masked=25) == [True, True] + [False] * 8
+
+
+def test_guidance_and_steering_together(demo_model: tabes.Model) -> None:
+    tokens = torch.tensor([1, 10, 11] + [3] * 20 + [2])
+    for context in ("exact", "frozen"):
+        out = tabes.generate(
+            demo_model, tokens, steps=4, policy=tabes.BoE(context=context), cfg_scale=0.5
+        )
+        assert not (out.tokens == 3).any()
+        assert out.trace[0].backward_rows > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(candidates=[[0]]), "not masked"),
+        (dict(candidates=[[]]), "no candidates"),
+        (dict(probes=[[]]), "no probes"),
+        (dict(candidates=[[1, 1]]), "given twice"),
+        (dict(candidates=[[1]], probes=[[2, 1]]), "both a candidate and a probe"),
+        (dict(candidates=[[99]]), "outside its 8 positions"),
+        (dict(candidates=[[1], [2]]), "2 lists of candidates"),
+        (dict(alpha=1.5), "alpha must be from 0"),
+        (dict(alpha=[]), "alpha names no point"),
+        (dict(tau=-1.0), "tau must be"),
+        (dict(tau=math.inf), "tau must be"),
+        (dict(halo=-1), "halo must be"),
+        (dict(context="thawed"), "context 'thawed' is unknown; known are exact, frozen"),
+        (dict(adjoint="sparse"), "adjoint 'sparse' is unknown"),
+        (dict(forbidden=[10**6]), "outside the vocabulary"),
+    ],
+)
+def test_bad_input_is_refused(demo_model: tabes.Model, change: dict, message: str) -> None:
+    given: dict = dict(candidates=[[1]], probes=[[2]]) | change
+    tokens = [[1, 3, 3, 3, 3, 3, 3, 2]]
+    with pytest.raises(tabes.InputError, match=message):
+        tabes.influence(demo_model, tokens, **given)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(rho=0.0),
+        dict(rho=1.1),
+        dict(alpha=2.0),
+        dict(n_candidates=0),
+        dict(n_candidates="3"),
+        dict(n_candidates="x"),
+        dict(n_candidates="1.5xx"),
+        dict(probes="all"),
+        dict(prefilter="entropy"),
+        dict(every=0),
+        dict(gamma=-1.0),
+        dict(h_max=math.nan),
+    ],
+)
+def test_bad_policies_are_refused(options: dict) -> None:
+    with pytest.raises(tabes.InputError):
+        tabes.BoE(**options)
+
+
+def test_presets_say_what_they_are() -> None:
+    paper = tabes.BoE.paper()
+    assert (paper.alpha, paper.context, paper.probes) == ([1.0], "exact", "most_entropic")
+    assert tabes.BoE(n_candidates="2.5x").n_candidates == "2.5x"
+    assert tabes.BoE(n_candidates=4).n_candidates == 4
+    assert tabes.BoE(alpha=0.3).alpha == [0.3]

@@ -52,8 +52,10 @@ void check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                const OptionalTensor& bias) {
   TORCH_CHECK(q.dim() == 3 && k.dim() == 3 && v.dim() == 3,
               "active_query_attention: q, k and v must be [rows, heads, head_dim]");
-  TORCH_CHECK(q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type(),
-              "active_query_attention: q, k and v must have one dtype");
+  TORCH_CHECK(q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type() &&
+                  (q.scalar_type() == at::kFloat || q.scalar_type() == at::kDouble ||
+                   q.scalar_type() == at::kBFloat16),
+              "active_query_attention: q, k and v must be float32, float64 or bfloat16 alike");
   TORCH_CHECK(!bias || bias->dim() == 2, "active_query_attention: bias must be [queries, keys]");
 }
 
@@ -77,6 +79,22 @@ at::Tensor forward_meta(const at::Tensor& q, const at::Tensor& k, const at::Tens
                         const OptionalTensor& bias) {
   check_qkv(q, k, v, bias);
   return at::empty_symint({q.sym_size(0), q.sym_size(1) * q.sym_size(2)}, q.options());
+}
+
+// Columns `at` [n] of x [g, rows, length] -> [g, rows, n]. ATen's index_select along the last
+// dimension took a fifth of the whole adjoint.
+at::Tensor columns(const at::Tensor& x, const at::Tensor& at) {
+  const int64_t n = at.numel(), length = x.size(2);
+  at::Tensor out = at::empty({x.size(0), x.size(1), n}, x.options());
+  const int64_t* index = at.const_data_ptr<int64_t>();
+  TABES_DISPATCH(x.scalar_type(), "columns", [&] {
+    const scalar_t* from = x.const_data_ptr<scalar_t>();
+    scalar_t* to = out.data_ptr<scalar_t>();
+    for (int64_t row = 0; row < x.size(0) * x.size(1); ++row, from += length, to += n) {
+      for (int64_t j = 0; j < n; ++j) to[j] = from[index[j]];
+    }
+  });
+  return out;
 }
 
 // Heads are taken a few at a time, so that their scores stay in the second-level cache. On one core
@@ -146,9 +164,9 @@ Three backward_cpu(const at::Tensor& grad, const at::Tensor& q, const at::Tensor
       }
       at::softmax_out(p, p, -1);
       at::bmm_out(ds, down_g, v_g.transpose(1, 2));
-      to_dv.narrow(0, g, count).copy_(at::bmm(p.index_select(2, local).transpose(1, 2), down_g));
+      to_dv.narrow(0, g, count).copy_(at::bmm(columns(p, local).transpose(1, 2), down_g));
       at::_softmax_backward_data_out(ds, ds, p, -1, p.scalar_type());
-      at::Tensor d = at::bmm(ds.index_select(2, local).transpose(1, 2), q_g);
+      at::Tensor d = at::bmm(columns(ds, local).transpose(1, 2), q_g);
       to_dk.narrow(0, g, count).copy_(d.mul_(scale));
       if (wanted == 0) continue;
       if (queries) {

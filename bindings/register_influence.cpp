@@ -119,6 +119,18 @@ void register_influence(py::module_& m) {
       py::arg("alpha"), py::arg("tau"), py::arg("halo"), py::arg("context"), py::arg("adjoint"),
       py::arg("forbidden"));
 
+  m.def(
+      "one_step_fall",
+      [](const Denoiser& model, const std::vector<at::Tensor>& sequences,
+         const std::vector<std::vector<int64_t>>& candidates,
+         const std::vector<std::vector<int64_t>>& probes, const std::vector<int64_t>& forbidden) {
+        const auto poll = signal_poll();
+        const py::gil_scoped_release unlocked;
+        return one_step_fall(model, sequences, candidates, probes, forbidden, poll).fall;
+      },
+      py::arg("model"), py::arg("sequences"), py::arg("candidates"), py::arg("probes"),
+      py::arg("forbidden"));
+
   const BoEOptions d;
   py::class_<BoE, Policy, py::smart_holder>(m, "BoE", "See the C++ header boe.h.")
       .def(py::init([](const Count& n_candidates, const std::string& prefilter, Points alpha,

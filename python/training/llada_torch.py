@@ -73,7 +73,7 @@ class Block(nn.Module):
         self.up_proj = nn.Linear(c.d_model, c.mlp_hidden_size, bias=False)
         self.ff_out = nn.Linear(c.mlp_hidden_size, c.d_model, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, active: Tensor | None = None) -> Tensor:
         batch, length, _ = x.shape
 
         def heads(t: Tensor, n: int) -> Tensor:
@@ -89,7 +89,10 @@ class Block(nn.Module):
         # Plain matrix products: the flash backward of CPU builds is far slower at these lengths.
         score = (q * self.head_dim**-0.5) @ k.transpose(-1, -2)
         mix = score.softmax(-1).to(v.dtype) @ v
-        x = x + self.attn_out(mix.transpose(1, 2).reshape(batch, length, -1))
+        mix = mix.transpose(1, 2).reshape(batch, length, -1)
+        if active is not None:
+            mix = torch.where(active[:, None], mix, mix.detach())
+        x = x + self.attn_out(mix)
         h = self.ff_norm(x)
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
 
@@ -110,10 +113,14 @@ class LLaDA(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         return self.from_embeddings(self.model.transformer.wte(tokens))
 
-    def from_embeddings(self, x: Tensor) -> Tensor:
-        """x [B, L, d_model], the input embeddings, -> logits [B, L, vocab_size]."""
+    def from_embeddings(self, x: Tensor, active: Tensor | None = None) -> Tensor:
+        """x [B, L, d_model], the input embeddings, -> logits [B, L, vocab_size].
+
+        `active` [L] bool: the attention outputs of all other rows are constants to autograd
+        (ActiveQueryAttention by stopped gradients).
+        """
         c, t = self.config, self.model.transformer
         cos, sin = rope_table(x.shape[1], c.d_model // c.n_heads, c.rope_theta)
         for block in t.blocks:
-            x = block(x, cos, sin)
+            x = block(x, cos, sin, active)
         return t.ff_out(t.ln_f(x))

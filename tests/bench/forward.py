@@ -10,53 +10,17 @@ of a decoding step spent outside the model, and the peak memory of each side in 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import tabes
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "python" / "training"))
-
+from common import MASK, SIZES, checkpoint, high_water, quantiles, ratio
 from llada_torch import LLaDA, LLaDAConfig
-from train_moses import build_tokenizer, export
-
-SIZES = {
-    "5 M": LLaDAConfig(256, 6, 8, 8, 768, 1024, rope_theta=10_000.0),
-    "40 M": LLaDAConfig(640, 8, 10, 10, 1792, 1024, rope_theta=10_000.0),
-}
-MASK = 3
-
-
-def checkpoint(config: LLaDAConfig, folder: Path) -> LLaDA:
-    torch.manual_seed(0)
-    module = LLaDA(config)
-    for p in module.parameters():
-        if p.ndim == 2:
-            torch.nn.init.normal_(p, std=p.shape[1] ** -0.5)
-    vocabulary = {f"t{i}": i for i in range(config.vocab_size)}
-    for i, name in enumerate(("[PAD]", "[BOS]", "[EOS]", "[MASK]")):
-        vocabulary.pop(f"t{i}")
-        vocabulary[name] = i
-    export(module.state_dict(), config, build_tokenizer(vocabulary), folder)
-    described = json.loads((folder / "config.json").read_text()) | {"max_sequence_length": 1024}
-    (folder / "config.json").write_text(json.dumps(described))
-    # What both sides compute with are the stored weights.
-    module.load_state_dict({k: v.bfloat16().float() for k, v in module.state_dict().items()})
-    return module.eval()
-
-
-def quantiles(times: list[float]) -> str:
-    ordered = sorted(times)
-    low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
-    middle = statistics.median(ordered)
-    return f"{middle * 1e3:7.1f} ms ({low * 1e3:.1f}-{high * 1e3:.1f})"
 
 
 def compare(config: LLaDAConfig, name: str, length: int, dtype: str, repeats: int) -> None:
@@ -81,11 +45,9 @@ def compare(config: LLaDAConfig, name: str, length: int, dtype: str, repeats: in
                 ours.append(middle - start)
                 theirs.append(end - middle)
     error = (got - wanted).abs().max().item()
-    ratios = sorted(t / o for o, t in zip(ours, theirs, strict=True))
     print(
         f"{name:>5} L={length:<4} {dtype:<9} tabes {quantiles(ours)}  PyTorch {quantiles(theirs)}"
-        f"  ratio {statistics.median(ratios):.2f} ({ratios[len(ratios) // 10]:.2f}-"
-        f"{ratios[-1 - len(ratios) // 10]:.2f})  max difference {error:.1e}",
+        f"  ratio {ratio(theirs, ours)}  max difference {error:.1e}",
         flush=True,
     )
 
@@ -104,12 +66,6 @@ def outside_share(repeats: int) -> None:
         f"outside the model, 5 M, L=256, batch 1: median {100 * statistics.median(shares):.2f} % "
         f"of a step, p90 {100 * shares[int(0.9 * len(shares))]:.2f} %"
     )
-
-
-def high_water() -> int:
-    """This process's peak resident memory in KiB (ru_maxrss would be inherited from the parent)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0])
 
 
 def peak_of(side: str, folder: str, queue: multiprocessing.Queue[float]) -> None:

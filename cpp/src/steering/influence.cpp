@@ -1,11 +1,16 @@
 #include "tabes/influence.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "decode/rows.h"
 #include "messages.h"
+#include "ops/ops.h"
 #include "plain_dispatch.h"
 #include "steering/surrogate.h"
 
@@ -29,34 +34,43 @@ void mark(const std::vector<int64_t>& positions, const char* what, size_t b,
   }
 }
 
-}  // namespace
+// A checked question: the caller's lists as rows of a packed batch.
+struct Question {
+  Question(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+           const std::vector<std::vector<int64_t>>& candidate_lists,
+           const std::vector<std::vector<int64_t>>& probe_lists,
+           const std::vector<int64_t>& forbidden_ids);
 
-Influence influence(const Denoiser& model, const std::vector<at::Tensor>& sequences,
-                    const std::vector<std::vector<int64_t>>& candidates,
-                    const std::vector<std::vector<int64_t>>& probes,
-                    const InfluenceOptions& options) {
-  const PlainDispatch plain;
+  std::vector<HostTokens> tokens;
+  PackedBatch batch;
+  RowSet candidates, probes;  // in order of position
+  at::Tensor forbidden;       // the mask among them
+};
+
+Question::Question(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+                   const std::vector<std::vector<int64_t>>& candidate_lists,
+                   const std::vector<std::vector<int64_t>>& probe_lists,
+                   const std::vector<int64_t>& forbidden_ids)
+    : tokens(checked_tokens(model.info(), sequences)) {
   const ModelInfo& info = model.info();
-  check(options);
-  const std::vector<HostTokens> tokens = checked_tokens(info, sequences);
-  if (candidates.size() != tokens.size() || probes.size() != tokens.size()) {
-    refuse("there are ", tokens.size(), " sequences but ", candidates.size(),
-           " lists of candidates and ", probes.size(), " of probes");
+  if (candidate_lists.size() != tokens.size() || probe_lists.size() != tokens.size()) {
+    refuse("there are ", tokens.size(), " sequences but ", candidate_lists.size(),
+           " lists of candidates and ", probe_lists.size(), " of probes");
   }
-  std::vector<int64_t> forbidden = options.forbidden;
-  forbidden.push_back(info.mask_token_id);
-  for (const int64_t id : forbidden) {
+  std::vector<int64_t> ids = forbidden_ids;
+  ids.push_back(info.mask_token_id);
+  for (const int64_t id : ids) {
     if (id >= 0 && id < info.vocab_size) continue;
     refuse("forbidden token ", id, " is outside the vocabulary of ", info.vocab_size);
   }
-
+  forbidden = to_tensor(ids, info.device);
   std::vector<const HostTokens*> pointers;
   std::vector<int64_t> c_rows, p_rows, cu_c{0}, cu_p{0};
   int64_t offset = 0;
   for (size_t b = 0; b < tokens.size(); ++b) {
     std::vector<char> use(tokens[b].size(), 0);
-    mark(candidates[b], "candidate", b, tokens[b], info.mask_token_id, 1, use);
-    mark(probes[b], "probe", b, tokens[b], info.mask_token_id, 2, use);
+    mark(candidate_lists[b], "candidate", b, tokens[b], info.mask_token_id, 1, use);
+    mark(probe_lists[b], "probe", b, tokens[b], info.mask_token_id, 2, use);
     for (size_t i = 0; i < use.size(); ++i) {
       if (use[i] == 1) c_rows.push_back(offset + static_cast<int64_t>(i));
       if (use[i] == 2) p_rows.push_back(offset + static_cast<int64_t>(i));
@@ -66,44 +80,115 @@ Influence influence(const Denoiser& model, const std::vector<at::Tensor>& sequen
     offset += static_cast<int64_t>(tokens[b].size());
     pointers.push_back(&tokens[b]);
   }
-  const PackedBatch batch = pack(pointers, info.device);
-  const RowSet candidate_rows = row_set(std::move(c_rows), cu_c, info.device);
-  const RowSet probe_rows = row_set(std::move(p_rows), cu_p, info.device);
+  batch = pack(pointers, info.device);
+  candidates = row_set(std::move(c_rows), std::move(cu_c), info.device);
+  probes = row_set(std::move(p_rows), std::move(cu_p), info.device);
+}
 
-  std::unique_ptr<Context> context;
-  const bool frozen = options.context == ContextKind::frozen;
-  const at::Tensor features =
-      model.encode(batch, candidate_rows, options.poll, frozen ? &context : nullptr);
-  const SurrogateScores scores =
-      surrogate_scores(model, {batch, candidate_rows, probe_rows, features,
-                               to_tensor(forbidden, info.device), options, context.get()});
-
-  Influence result;
-  result.forward_rows = batch.rows() + scores.forward_rows;
-  result.backward_rows = scores.backward_rows;
-  result.head_rows = scores.head_rows;
-  const double* tis = scores.tis.const_data_ptr<double>();
-  const double* entropy = scores.entropy.const_data_ptr<double>();
-  for (size_t b = 0; b < tokens.size(); ++b) {
-    // Rows are in order of position; the caller's order is restored.
-    std::vector<size_t> order(candidates[b].size());
+// Values of the candidates in order of position, back in the caller's order.
+std::vector<at::Tensor> as_given(const at::Tensor& values, const RowSet& rows,
+                                 const std::vector<std::vector<int64_t>>& lists) {
+  std::vector<at::Tensor> result;
+  for (size_t b = 0; b < lists.size(); ++b) {
+    std::vector<size_t> order(lists[b].size());
     std::iota(order.begin(), order.end(), size_t{0});
     std::sort(order.begin(), order.end(),
-              [&](size_t x, size_t y) { return candidates[b][x] < candidates[b][y]; });
-    at::Tensor own = scores.tis.narrow(0, cu_c[b], cu_c[b + 1] - cu_c[b]).clone();
+              [&](size_t x, size_t y) { return lists[b][x] < lists[b][y]; });
+    at::Tensor own = at::empty({static_cast<int64_t>(order.size())}, at::kDouble);
     for (size_t i = 0; i < order.size(); ++i) {
-      const double value = tis[cu_c[b] + static_cast<int64_t>(i)];
+      const double value =
+          values.const_data_ptr<double>()[rows.cu_rows[b] + static_cast<int64_t>(i)];
       if (!std::isfinite(value)) {
-        throw NumericsError(text("the influence of sequence ", b, ", position ",
-                                 candidates[b][order[i]],
+        throw NumericsError(text("the influence of sequence ", b, ", position ", lists[b][order[i]],
                                  " is not a number; check the checkpoint and try dtype float32"));
       }
       own.data_ptr<double>()[order[i]] = value;
     }
-    result.tis.push_back(own);
-    result.predicted_entropy.push_back(
-        std::accumulate(entropy + cu_p[b], entropy + cu_p[b + 1], 0.0));
+    result.push_back(own);
   }
+  return result;
+}
+
+// Entropies [n] of the rows' predictions.
+at::Tensor entropies(const Denoiser& model, const at::Tensor& features,
+                     const at::Tensor& forbidden) {
+  at::Tensor logits = model.project(features).contiguous();
+  logits.index_fill_(1, forbidden, -std::numeric_limits<double>::infinity());
+  return ops::row_statistics(logits).entropy.to(at::kCPU, at::kDouble);
+}
+
+}  // namespace
+
+Influence influence(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+                    const std::vector<std::vector<int64_t>>& candidates,
+                    const std::vector<std::vector<int64_t>>& probes,
+                    const InfluenceOptions& options) {
+  const PlainDispatch plain;
+  check(options);
+  const Question q(model, sequences, candidates, probes, options.forbidden);
+  std::unique_ptr<Context> context;
+  const bool frozen = options.context == ContextKind::frozen;
+  const at::Tensor features =
+      model.encode(q.batch, q.candidates, options.poll, frozen ? &context : nullptr);
+  const SurrogateScores scores = surrogate_scores(
+      model, {q.batch, q.candidates, q.probes, features, q.forbidden, options, context.get()});
+  Influence result;
+  result.tis = as_given(scores.tis, q.candidates, candidates);
+  const double* entropy = scores.entropy.const_data_ptr<double>();
+  for (size_t b = 0; b < candidates.size(); ++b) {
+    result.predicted_entropy.push_back(
+        std::accumulate(entropy + q.probes.cu_rows[b], entropy + q.probes.cu_rows[b + 1], 0.0));
+  }
+  result.forward_rows = q.batch.rows() + scores.forward_rows;
+  result.backward_rows = scores.backward_rows;
+  result.head_rows = scores.head_rows;
+  return result;
+}
+
+OneStepFall one_step_fall(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+                          const std::vector<std::vector<int64_t>>& candidates,
+                          const std::vector<std::vector<int64_t>>& probes,
+                          const std::vector<int64_t>& forbidden, const Poll& poll) {
+  const PlainDispatch plain;
+  const Question q(model, sequences, candidates, probes, forbidden);
+  const at::Device device = model.info().device;
+  at::Tensor guess_logits = model.project(model.encode(q.batch, q.candidates, poll)).contiguous();
+  guess_logits.index_fill_(1, q.forbidden, -std::numeric_limits<double>::infinity());
+  const at::Tensor guess = guess_logits.argmax(1).to(at::kCPU);
+  OneStepFall result;
+  result.forward_rows = q.batch.rows();
+  at::Tensor fall = at::empty({q.candidates.count()}, at::kDouble);
+  const at::Tensor c_rows = q.candidates.rows.to(at::kCPU), p_rows = q.probes.rows.to(at::kCPU);
+  for (size_t b = 0; b < candidates.size(); ++b) {
+    // The sequence as it is, and once more with each candidate written.
+    const int64_t first = q.candidates.cu_rows[b];
+    const int64_t n = q.candidates.cu_rows[b + 1] - first;
+    const int64_t n_probes = q.probes.cu_rows[b + 1] - q.probes.cu_rows[b];
+    const int64_t begin = q.batch.cu_seqlens[b];
+    std::vector<HostTokens> copies(n + 1, q.tokens[b]);
+    std::vector<const HostTokens*> pointers;
+    std::vector<int64_t> rows, cu{0};
+    for (int64_t i = 0; i <= n; ++i) {
+      if (i > 0) {
+        const int64_t at = c_rows.const_data_ptr<int64_t>()[first + i - 1] - begin;
+        copies[i][at] = guess.const_data_ptr<int64_t>()[first + i - 1];
+      }
+      pointers.push_back(&copies[i]);
+      for (int64_t k = 0; k < n_probes; ++k) {
+        const int64_t at = p_rows.const_data_ptr<int64_t>()[q.probes.cu_rows[b] + k] - begin;
+        rows.push_back(i * static_cast<int64_t>(q.tokens[b].size()) + at);
+      }
+      cu.push_back(static_cast<int64_t>(rows.size()));
+    }
+    const PackedBatch batch = pack(pointers, device);
+    const RowSet wanted = row_set(std::move(rows), std::move(cu), device);
+    const at::Tensor sums = entropies(model, model.encode(batch, wanted, poll), q.forbidden)
+                                .view({n + 1, n_probes})
+                                .sum(1);
+    fall.narrow(0, first, n).copy_(sums[0] - sums.narrow(0, 1, n));
+    result.forward_rows += batch.rows();
+  }
+  result.fall = as_given(fall, q.candidates, candidates);
   return result;
 }
 

@@ -33,9 +33,9 @@ at::Device device_named(const std::string& name) {
 
 std::shared_ptr<const Denoiser> load_named(const std::string& directory, const std::string& device,
                                            const std::string& dtype,
-                                           std::optional<int64_t> mask_token_id,
+                                           std::optional<int64_t> mask_token_id, bool prepack,
                                            std::function<void(int64_t, int64_t)> progress) {
-  LoadOptions options{device_named(device), dtype_named(dtype), mask_token_id, {}};
+  LoadOptions options{device_named(device), dtype_named(dtype), mask_token_id, prepack, {}};
   // Called after every tensor: a good moment to notice Ctrl-C as well.
   options.progress = [&, poll = signal_poll()](int64_t done, int64_t total) {
     poll();
@@ -84,13 +84,14 @@ void register_denoiser(py::module_& m) {
   m.def(
       "load",
       [](const std::string& directory, const std::string& device, const std::string& dtype,
-         std::optional<int64_t> mask_token_id, std::function<void(int64_t, int64_t)> progress) {
+         std::optional<int64_t> mask_token_id, bool prepack,
+         std::function<void(int64_t, int64_t)> progress) {
         return std::const_pointer_cast<Denoiser>(
-            load_named(directory, device, dtype, mask_token_id, std::move(progress)));
+            load_named(directory, device, dtype, mask_token_id, prepack, std::move(progress)));
       },
       py::arg("directory"), py::arg("device") = "cpu", py::arg("dtype") = "float32",
-      py::arg("mask_token_id") = std::nullopt, py::arg("progress") = nullptr,
-      "Load a checkpoint folder.");
+      py::arg("mask_token_id") = std::nullopt, py::arg("prepack") = true,
+      py::arg("progress") = nullptr, "Load a checkpoint folder.");
 }
 
 }  // namespace tabes::python

@@ -55,6 +55,7 @@ def load(
     device: str = "cpu",
     dtype: str = "float32",
     mask_token_id: int | None = None,
+    prepack: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Denoiser: ...
 
@@ -211,6 +212,15 @@ def influence(
     adjoint: str,
     forbidden: Sequence[int],
 ) -> Influence: ...
+def one_step_fall(
+    model: Denoiser,
+    sequences: list[torch.Tensor],
+    candidates: Sequence[Sequence[int]],
+    probes: Sequence[Sequence[int]],
+    forbidden: Sequence[int],
+) -> list[torch.Tensor]:
+    """B tensors [candidates] float64, nats: what influence predicts, by running the model."""
+
 def make_policy(name: str) -> Policy: ...
 def policy_names() -> list[str]: ...
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import tabes
+from tabes import fidelity_command
 from tabes.canvas import Bar, Canvas, Silence, View
 from tabes.generation import GenerateOutput, generate
 from tabes.inputs import Prompts
@@ -118,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("dst", metavar="DST")
     command.add_argument("--json", action="store_true", help="one JSON object on stdout")
     command.set_defaults(run=_convert)
+
+    fidelity_command.add_command(commands)
 
     command = commands.add_parser(
         "demo",

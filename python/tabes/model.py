@@ -92,6 +92,7 @@ def load(
     dtype: str | torch.dtype = "float32",
     *,
     mask_token_id: int | None = None,
+    prepack: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Loads a checkpoint folder: config.json and safetensors, in one file or sharded.
@@ -102,6 +103,8 @@ def load(
         dtype: of weights and computation: float32, bfloat16, or float64 for verification.
         mask_token_id: overrides the mask token of config.json. Where that names none, the mask
             token of the tokenizer is used.
+        prepack: on x86 CPUs keep weights in oneDNN's layout, which multiplies faster; BoE steering
+            then holds every weight twice (once transposed). False: one plain copy serves both.
         progress: called with the bytes read so far and in all. Without it, loads of more than 1 GiB
             show a progress bar on stderr if that is a terminal.
 
@@ -117,7 +120,7 @@ def load(
         mask_token_id = _mask_token_of_tokenizer(directory)
     with _LoadBar() as bar:
         core = _core.load(
-            str(directory), str(device), _dtype_name(dtype), mask_token_id, progress or bar
+            str(directory), str(device), _dtype_name(dtype), mask_token_id, prepack, progress or bar
         )
     return Model(core, directory)
 

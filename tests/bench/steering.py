@@ -179,11 +179,12 @@ def peak_of(variant: str, folder: str, queue: multiprocessing.Queue) -> None:
             else:
                 torch_boe(module, tokens, 0.25, False)
     else:
-        model = tabes.load(folder)
+        name, _, layout = variant.partition(" ")
+        model = tabes.load(folder, prepack=layout != "unpacked")
         policy = (
             "confidence"
-            if variant == "plain"
-            else tabes.BoE(n_candidates=CANDIDATES, rho=0.25, **OURS[variant])
+            if name == "plain"
+            else tabes.BoE(n_candidates=CANDIDATES, rho=0.25, **OURS[name])
         )
         for _ in range(2):
             our_step(model, tokens, policy)
@@ -195,7 +196,8 @@ def peak_memory() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint(SIZES["40 M"], Path(folder))
         context = multiprocessing.get_context("spawn")
-        for variant in ("plain", *OURS, "torch plain", "torch naive"):
+        unpacked = [f"{name} unpacked" for name in ("plain", *OURS)]
+        for variant in ("plain", *OURS, *unpacked, "torch plain", "torch naive"):
             queue = context.Queue()
             process = context.Process(target=peak_of, args=(variant, folder, queue))
             process.start()

@@ -296,3 +296,15 @@ def test_presets_say_what_they_are() -> None:
     assert tabes.BoE(n_candidates="2.5x").n_candidates == "2.5x"
     assert tabes.BoE(n_candidates=4).n_candidates == 4
     assert tabes.BoE(alpha=0.3).alpha == [0.3]
+
+
+def test_plain_weights_give_the_same_scores(demo_model: tabes.Model) -> None:
+    plain = tabes.load(tabes.demo_checkpoint(), prepack=False)
+    tokens = canvas(plain, 40, 20, seed=4)
+    candidates, probes = split(tokens, plain.info.mask_token_id, 6)
+    for context in ("exact", "frozen"):
+        got, wanted = (
+            tabes.influence(m, [tokens], [candidates], [probes], context=context).tis[0]
+            for m in (plain, demo_model)
+        )
+        assert relative(got, wanted) <= 2e-5

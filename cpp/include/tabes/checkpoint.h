@@ -16,6 +16,10 @@ struct LoadOptions {
   at::ScalarType dtype = at::kFloat;
   // Overrides config.json where it has no (or a wrong) mask token, as older BERT checkpoints do.
   std::optional<int64_t> mask_token_id;
+  // On x86 CPUs reorder each weight for oneDNN as it is read, and its transpose when the first
+  // influence score needs it: faster products, but steering then holds every weight twice. Off:
+  // one plain copy serves both.
+  bool prepack = true;
   // Called after each tensor with the bytes read so far and in all; it may throw to stop.
   std::function<void(int64_t done, int64_t total)> progress;
 };

@@ -73,10 +73,11 @@ class WeightSource {
 };
 
 // Builds the model on `device` in `dtype` (float32, bfloat16, or float64 for verification).
+// `prepack`: see LoadOptions (tabes/checkpoint.h).
 // Throws CheckpointError if the description is inconsistent, DeviceError for a device or dtype
 // this build does not have.
 std::shared_ptr<const Denoiser> make_transformer(const TransformerConfig& config,
                                                  WeightSource& weights, at::Device device,
-                                                 at::ScalarType dtype);
+                                                 at::ScalarType dtype, bool prepack = true);
 
 }  // namespace tabes

@@ -77,7 +77,7 @@ std::shared_ptr<const Denoiser> load_folder(const std::string& folder, const Loa
   model.mask_token_id = find_mask_token(folder, config, family, model, options.mask_token_id);
   const Plan plan = make_plan(model, family, store);
   FileWeights weights(plan, options, folder);
-  return make_transformer(model, weights, options.device, options.dtype);
+  return make_transformer(model, weights, options.device, options.dtype, options.prepack);
 }
 
 // ATen reports a failed CPU allocation as a plain Error, told apart only by its text.

@@ -80,12 +80,12 @@ at::Tensor sum(const at::Tensor& x, const at::Tensor& residual, const at::Tensor
 
 }  // namespace
 
-Linear::Linear(at::Tensor weight, at::Tensor bias)
+Linear::Linear(at::Tensor weight, at::Tensor bias, bool prepack)
     : weight_(std::move(weight)),
       bias_(std::move(bias)),
       out_(weight_.size(0)),
       in_(weight_.size(1)) {
-  if (worth_packing(weight_)) {
+  if (prepack && worth_packing(weight_)) {
     weight_ = OneDnn::get()->reorder.call(weight_, std::nullopt);
     transpose_ = std::make_shared<Transpose>();
   }

@@ -11,10 +11,10 @@ class Linear {
  public:
   Linear() = default;
 
-  // weight [out, in]; bias [out] or undefined. On x86 CPUs the weight is reordered once into
-  // oneDNN's blocked layout and the plain copy is dropped: the float32 product is then 1.1 to 2.3
-  // times faster on AMD, and the fused sums below save a pass over the result.
-  Linear(at::Tensor weight, at::Tensor bias);
+  // weight [out, in]; bias [out] or undefined. With `prepack`, on x86 CPUs, the weight is reordered
+  // once into oneDNN's blocked layout and the plain copy is dropped: the float32 product is then
+  // 1.1 to 2.3 times faster on AMD, and the fused sums below save a pass over the result.
+  Linear(at::Tensor weight, at::Tensor bias, bool prepack);
 
   int64_t out_features() const { return out_; }
   bool defined() const { return weight_.defined(); }

@@ -2,11 +2,10 @@
 // (transformer.cpp) and its adjoint (transformer_adjoint.cpp).
 #pragma once
 
-#include "tabes/transformer.h"
-
 #include <vector>
 
 #include "model/linear.h"
+#include "tabes/transformer.h"
 
 namespace tabes {
 
@@ -67,7 +66,7 @@ at::Tensor positions_of(const std::vector<int64_t>& cu_seqlens, at::Device devic
 class Transformer final : public Denoiser {
  public:
   Transformer(const TransformerConfig& config, WeightSource& weights, at::Device device,
-              at::ScalarType dtype);
+              at::ScalarType dtype, bool prepack);
 
   const ModelInfo& info() const override { return info_; }
   at::Tensor embedding_table() const override { return tokens_; }

@@ -52,8 +52,9 @@ void check(const TransformerConfig& c) {
 
 class Transformer::Loader {
  public:
-  Loader(const TransformerConfig& config, WeightSource& source, at::TensorOptions options)
-      : config_(config), source_(source), options_(options) {}
+  Loader(const TransformerConfig& config, WeightSource& source, at::TensorOptions options,
+         bool prepack)
+      : config_(config), source_(source), options_(options), prepack_(prepack) {}
 
   at::Tensor tensor(const std::string& name, at::IntArrayRef shape) {
     at::Tensor t = at::empty(shape, options_);
@@ -75,7 +76,7 @@ class Transformer::Loader {
       at += count;
     }
     parameters_ += weight.numel() + (bias ? offset.numel() : 0);
-    return Linear(std::move(weight), std::move(offset));
+    return Linear(std::move(weight), std::move(offset), prepack_);
   }
 
   NormLayer norm(const std::string& name, int64_t size) {
@@ -97,15 +98,16 @@ class Transformer::Loader {
   const TransformerConfig& config_;
   WeightSource& source_;
   at::TensorOptions options_;
+  bool prepack_;
   int64_t parameters_ = 0;
 };
 
 Transformer::Transformer(const TransformerConfig& config, WeightSource& weights, at::Device device,
-                         at::ScalarType dtype)
+                         at::ScalarType dtype, bool prepack)
     : config_(config) {
   const TransformerConfig& c = config_;
   const at::TensorOptions options = at::TensorOptions().device(device).dtype(dtype);
-  Loader load(c, weights, options);
+  Loader load(c, weights, options, prepack);
   tokens_ = load.tensor("embed.tokens", {c.vocab_size, c.hidden_size});
   if (c.positions == Positions::learned) {
     positions_ = load.tensor("embed.positions", {c.max_length, c.hidden_size});
@@ -157,7 +159,7 @@ Transformer::Transformer(const TransformerConfig& config, WeightSource& weights,
   if (c.head_tied) {
     at::Tensor bias;
     if (c.head_bias) bias = load.tensor("head.out.bias", {c.vocab_size});
-    head_ = Linear(tokens_, std::move(bias));
+    head_ = Linear(tokens_, std::move(bias), prepack);
   } else {
     head_ = load.linear({{"head.out", c.vocab_size}}, c.hidden_size, c.head_bias);
   }
@@ -179,7 +181,7 @@ Transformer::Transformer(const TransformerConfig& config, WeightSource& weights,
 
 std::shared_ptr<const Denoiser> make_transformer(const TransformerConfig& config,
                                                  WeightSource& weights, at::Device device,
-                                                 at::ScalarType dtype) {
+                                                 at::ScalarType dtype, bool prepack) {
   if (dtype != at::kFloat && dtype != at::kBFloat16 && dtype != at::kDouble) {
     throw DeviceError(std::string("dtype ") + c10::toString(dtype) +
                       " is not supported; use float32 or bfloat16");
@@ -194,7 +196,7 @@ std::shared_ptr<const Denoiser> make_transformer(const TransformerConfig& config
   }
   check(config);
   const PlainDispatch plain;
-  return std::make_shared<const Transformer>(config, weights, device, dtype);
+  return std::make_shared<const Transformer>(config, weights, device, dtype, prepack);
 }
 
 }  // namespace tabes

@@ -1,0 +1,178 @@
+"""``tabes fidelity``: how well influence scores predict the truth, for any checkpoint and texts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tabes._core import InputError
+from tabes.fidelity import DEFAULT_SETTINGS, Fidelity, Setting, fidelity, mask_at_random
+from tabes.model import Model, load
+
+
+def add_command(commands: Any) -> None:
+    """Adds the command to the subparsers of ``tabes``."""
+    command = commands.add_parser(
+        "fidelity",
+        help="how well influence scores predict the truth",
+        description="Measures the rank correlation of token influence scores with the true fall of "
+        "entropy when a position is revealed, for many settings, beside their cost in forward "
+        "passes.",
+    )
+    command.add_argument("model", metavar="CHECKPOINT", help="checkpoint folder")
+    command.add_argument(
+        "data", metavar="DATA", help="texts, one a line; masks in them are kept, else some are made"
+    )
+    command.add_argument("--device", default="cpu", help="cpu (default) or a CUDA device")
+    command.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float64")
+    command.add_argument("--mask-token-id", type=int, metavar="ID")
+    command.add_argument(
+        "--texts", type=int, default=120, metavar="N", help="how many of the texts (120)"
+    )
+    command.add_argument(
+        "--mask-rate", type=float, default=0.5, metavar="R", help="share of positions masked (0.5)"
+    )
+    command.add_argument(
+        "--mask-after", default="", metavar="TEXT", help="mask only behind this, as '>>'"
+    )
+    command.add_argument("--candidates", type=int, default=5, metavar="N", help="drawn a text (5)")
+    command.add_argument("--seed", type=int, default=0, help="of masks and candidates (0)")
+    command.add_argument(
+        "--alpha",
+        action="append",
+        metavar="A[,A...]",
+        help="measure these points (gradients of several averaged) instead of the usual list; "
+        "repeat it",
+    )
+    command.add_argument("--tau", type=float, default=1.0, help="with --alpha (1)")
+    command.add_argument("--halo", type=int, default=0, help="with --alpha (0)")
+    command.add_argument("--context", default="exact", help="with --alpha: exact or frozen")
+    command.add_argument("--adjoint", default="active", help="with --alpha: active or dense")
+    command.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    command.add_argument("--out", metavar="FIGURE", help="draw a figure (.svg, .png)")
+    command.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    model = load(
+        arguments.model, arguments.device, arguments.dtype, mask_token_id=arguments.mask_token_id
+    )
+    texts = _texts(model, arguments)
+    settings = _settings(arguments)
+    show = sys.stderr.isatty()
+
+    def progress(done: int, total: int) -> None:
+        if show:
+            print(f"\r{done} of {total} texts", end="", file=sys.stderr, flush=True)
+
+    found = fidelity(
+        model,
+        texts,
+        settings,
+        n_candidates=arguments.candidates,
+        seed=arguments.seed,
+        progress=progress,
+    )
+    if show:
+        print(file=sys.stderr)
+    if arguments.json:
+        print(json.dumps({"texts": len(found[0].correlations), "settings": [
+            f.to_dict() for f in found
+        ]}))  # fmt: skip
+    else:
+        print(f"{len(found[0].correlations)} texts, {arguments.candidates} candidates each")
+        print(f"{'setting':<46} Spearman  95 % interval    forward passes")
+        for f in found:
+            print(f"{f.setting.label:<46} {f.mean:8.3f}  {f.low:6.3f} {f.high:6.3f}  {f.cost:8.2f}")
+    if arguments.out is not None:
+        draw(found, Path(arguments.out), f"{model.info.family}, {len(texts)} texts")
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> Sequence[Setting]:
+    if arguments.alpha is None:
+        return DEFAULT_SETTINGS
+    settings = []
+    for written in arguments.alpha:
+        try:
+            points = tuple(float(a) for a in written.split(","))
+        except ValueError:
+            raise InputError(f"--alpha {written!r}: give numbers, separated by commas") from None
+        settings.append(
+            Setting(points, arguments.tau, arguments.halo, arguments.context, arguments.adjoint)
+        )
+    return settings
+
+
+def _texts(model: Model, arguments: argparse.Namespace) -> list[torch.Tensor]:
+    if not 0 < arguments.mask_rate <= 1:
+        raise InputError(f"--mask-rate {arguments.mask_rate}: it must be above 0 and at most 1")
+    if arguments.texts < 1 or arguments.candidates < 2:
+        raise InputError("--texts must be at least 1 and --candidates at least 2")
+    if model.tokenizer is None:
+        raise InputError(f"{arguments.model} has no tokenizer, which texts need")
+    try:
+        lines = Path(arguments.data).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{arguments.data}: {error}") from error
+    out: list[torch.Tensor] = []
+    for number, line in enumerate(line for line in lines if line.strip()):
+        if len(out) == arguments.texts:
+            break
+        tokens = torch.tensor(model.tokenizer.encode(line.strip()))
+        if not bool((tokens == model.info.mask_token_id).any()):
+            after = 1
+            if arguments.mask_after:
+                head, found, _ = line.strip().partition(arguments.mask_after)
+                if not found:
+                    raise InputError(
+                        f"{arguments.data}: text {number + 1} does not hold "
+                        f"--mask-after {arguments.mask_after!r}"
+                    )
+                # The frame's last token is not part of the beginning.
+                after = len(model.tokenizer.encode(head + found)) - 1
+            tokens = mask_at_random(
+                model, [tokens], arguments.mask_rate, arguments.seed + number, after
+            )[0]
+        out.append(tokens)
+    if not out:
+        raise InputError(f"{arguments.data}: it holds no texts")
+    return out
+
+
+def draw(found: Sequence[Fidelity], path: Path, title: str) -> None:
+    """Fidelity with its interval for every setting, over the cost in forward passes."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise InputError(
+            "drawing needs matplotlib, which is not installed: pip install matplotlib"
+        ) from None
+    ordered = sorted(found, key=lambda f: f.mean)
+    figure = Figure(figsize=(8.5, 0.28 * len(ordered) + 1.2), layout="constrained")
+    axes = figure.add_subplot()
+    for y, f in enumerate(ordered):
+        colour = {"frozen": "tab:blue"}.get(
+            f.setting.context, "tab:orange" if f.setting.adjoint == "dense" else "tab:green"
+        )
+        axes.errorbar(
+            f.mean, y, xerr=[[f.mean - f.low], [f.high - f.mean]], fmt="o", color=colour, capsize=2
+        )
+        axes.annotate(
+            f"{f.cost:.2f}", (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=8
+        )
+    axes.annotate("forward\npasses", (1.02, 1.0), xycoords="axes fraction", fontsize=8)
+    axes.set_yticks(range(len(ordered)), [f.setting.label for f in ordered], fontsize=8)
+    axes.axvline(0, color="0.8", linewidth=1)
+    axes.set_xlabel("rank correlation of influence scores with the true fall of entropy")
+    axes.set_title(title, fontsize=9)
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be written: {error}") from error

@@ -1,0 +1,112 @@
+"""Fidelity: the one-step truth against plain PyTorch, its statistics by hand, and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tabes
+import torch
+from reference import bert, distribution, entropy
+from tabes import _core
+from tabes.cli import main
+from tabes.fidelity import Setting, bootstrap_interval, fidelity, mask_at_random, spearman
+
+
+def test_spearman_by_hand() -> None:
+    assert spearman([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1)
+    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    # Ranks 0, 1, 2 against 1, 0, 2: 1 - 6 * (1 + 1) / (3 * 8) = 0.5.
+    assert spearman([5, 6, 7], [2, 1, 9]) == pytest.approx(0.5)
+    # Ties share a rank: 0.5, 0.5, 2 against 0, 1, 2.
+    assert spearman([1, 1, 2], [1, 2, 3]) == pytest.approx(0.8660254)
+    assert spearman([1, 1, 1], [1, 2, 3]) == 0
+
+
+def test_bootstrap_interval_covers_the_mean() -> None:
+    values = [0.1 * i for i in range(20)]
+    low, high = bootstrap_interval(values)
+    assert low < sum(values) / 20 < high
+    assert (low, high) == bootstrap_interval(values)
+    assert bootstrap_interval([0.25] * 5) == pytest.approx((0.25, 0.25))
+
+
+def test_one_step_truth_equals_plain_pytorch(
+    rxnfp_model: tabes.Model, rxnfp_checkpoint: Path
+) -> None:
+    mask = rxnfp_model.info.mask_token_id
+    reference = bert(rxnfp_checkpoint, 4, mask)
+    tokens = torch.randint(12, 60, (30,), generator=torch.Generator().manual_seed(1))
+    tokens[[3, 4, 9, 15, 16, 22]] = mask
+    other = tokens[:20].clone()
+    candidates, probes = [[15, 3], [9]], [[4, 22, 16], [3, 15]]
+    got = _core.one_step_fall(rxnfp_model.core, [tokens, other], candidates, probes, [7])
+    for t, c, p, fall in zip((tokens, other), candidates, probes, got, strict=True):
+        base = distribution(reference.logits(reference.table[t], None), [mask, 7])
+        for i, at in enumerate(c):
+            written = t.clone()
+            written[at] = base[at].argmax()
+            after = distribution(reference.logits(reference.table[written], None), [mask, 7])
+            wanted = entropy(base[p]).sum() - entropy(after[p]).sum()
+            assert fall[i].item() == pytest.approx(wanted.item(), abs=1e-4)
+
+
+def test_masks_lie_where_asked(demo_model: tabes.Model) -> None:
+    tokens = torch.arange(5, 25)
+    masked = mask_at_random(demo_model, [tokens, tokens], 0.5, seed=0, after=8)
+    at = (masked[0] == demo_model.info.mask_token_id).nonzero()[:, 0].tolist()
+    assert len(at) == round(0.5 * 11)
+    assert min(at) >= 8
+    assert max(at) < 19
+    assert masked[0].tolist() != masked[1].tolist()
+
+
+def test_influence_predicts_better_than_chance(rxnfp_model: tabes.Model) -> None:
+    """On real weights and real molecules; the paper's point does worse than half way."""
+    assert rxnfp_model.tokenizer is not None
+    smiles = ["CC(=O)Nc1ccc(O)cc1", "COc1ccc(CNC(C)=O)cc1", "c1ccc(-c2ccccn2)cc1", "CCN1CCN(C)CC1"]
+    tokens = [torch.tensor(rxnfp_model.tokenizer.encode(f"{s}>>{s}")) for s in smiles * 6]
+    texts = [
+        mask_at_random(rxnfp_model, [t], 0.6, seed=i, after=len(t) // 2)[0]
+        for i, t in enumerate(tokens)
+    ]
+    half, paper = fidelity(
+        rxnfp_model,
+        texts,
+        [Setting(alpha=(0.4,), halo=1, context="frozen"), Setting(alpha=(1.0,))],
+    )
+    assert half.low > 0.2
+    assert half.mean > paper.mean
+    assert half.cost < 2.2 < paper.cost
+    with pytest.raises(tabes.InputError, match="no text has 7 masked"):
+        fidelity(rxnfp_model, [tokens[0]])
+
+
+def test_command(
+    rxnfp_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "reactions.txt"
+    smiles = ["CC(=O)Nc1ccc(O)cc1", "COc1ccc(CNC(C)=O)cc1"]
+    data.write_text("".join(f"{s}>>{s}\n" for s in smiles * 2))
+    arguments = ["fidelity", str(rxnfp_checkpoint), str(data), "--mask-after", ">>"]
+    figure = tmp_path / "fidelity.svg"
+    command = [*arguments, "--alpha", "0.25,0.5", "--alpha", "1", "--json", "--out", str(figure)]
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["texts"] == 4
+    assert [s["setting"]["alpha"] for s in found["settings"]] == [[0.25, 0.5], [1.0]]
+    assert "alpha 0.25+0.5" in figure.read_text()
+    assert main([*arguments, "--alpha", "0.5", "--context", "frozen"]) == 0
+    assert "frozen" in capsys.readouterr().out
+    for wrong, message in (
+        (["--alpha", "x"], "give numbers"),
+        (["--alpha", "3"], "alpha must be from 0"),
+        (["--mask-rate", "0"], "--mask-rate"),
+        (["--candidates", "1"], "--candidates"),
+        (["--mask-after", "!"], "does not hold"),
+        (["--alpha", "1", "--out", str(tmp_path / "no" / "f.svg")], "cannot be written"),
+    ):
+        assert main([*arguments, *wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["fidelity", str(rxnfp_checkpoint), str(tmp_path / "none")]) == 2

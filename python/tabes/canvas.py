@@ -5,6 +5,7 @@ Both are used as the callback of `tabes.generate`, within a ``with`` block.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -24,7 +25,9 @@ from tabes.text import printable
 _MASKED = Style(dim=True)
 _GUESSED = Style(dim=True, italic=True)
 _COMMITTED = Style()
-_MASK_SYMBOL = "░"
+# Reversed, so that the mark is seen whatever colour the confidence gives.
+_AGAINST_CONFIDENCE = Style(reverse=True)
+MASK_SYMBOL = "░"
 _SECONDS_A_FRAME = 1 / 20
 
 
@@ -50,7 +53,8 @@ def confidence_style(confidence: float) -> Style:
 
 class Canvas:
     """Draws every sequence: committed tokens plain, masked ones as a shade, and those that the last
-    step revealed in the colour of their confidence. Guesses for masked positions, where the record
+    step revealed in the colour of their confidence, reversed where the gradient chose them and
+    confidence alone would have left them masked. Guesses for masked positions, where the record
     has them (``record.guesses``, B tensors [L_b], -1 for none), are shown dim and italic.
 
     Args:
@@ -73,6 +77,8 @@ class Canvas:
         self._title = title
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._drawn = 0.0
+        self._rows_done = 0
+        self._steered = False
 
     def __enter__(self) -> Canvas:
         self._live.start()
@@ -88,6 +94,8 @@ class Canvas:
 
     def __call__(self, record: StepRecord, tokens: list[torch.Tensor]) -> None:
         """Draws the state after a step, at most 20 times a second; the last step always."""
+        self._rows_done += record.forward_rows + record.backward_rows
+        self._steered = self._steered or bool(record.influence.isfinite().any())
         now = time.monotonic()
         last = sum(record.masked) == record.token.numel()
         if now - self._drawn < _SECONDS_A_FRAME and not last:
@@ -97,21 +105,24 @@ class Canvas:
 
     def render(self, record: StepRecord, tokens: list[torch.Tensor]) -> RenderableType:
         """One frame, cut to the height of the terminal."""
-        revealed: dict[tuple[int, int], float] = {
-            (s, p): c
-            for s, p, c in zip(
+        against = record.influence.isfinite() & record.by_confidence.logical_not()
+        revealed: dict[tuple[int, int], Style] = {
+            (s, p): confidence_style(c) + (_AGAINST_CONFIDENCE if chosen else _COMMITTED)
+            for s, p, c, chosen in zip(
                 record.sequence.tolist(),
                 record.position.tolist(),
                 record.confidence.tolist(),
+                against.tolist(),
                 strict=True,
             )
         }
         guesses: Sequence[torch.Tensor] | None = getattr(record, "guesses", None)
         left = sum(int((sequence == self._mask).sum()) for sequence in tokens)
-        height = max(3, self._console.height - 2)
+        height = max(3, self._console.height - 2 - self._steered)
         shown = tokens[:height]
         rows = max(1, height // len(shown) - (len(shown) > 1))
-        parts: list[RenderableType] = [self._header(record, left, len(tokens) - len(shown))]
+        size = sum(map(len, tokens))
+        parts: list[RenderableType] = [self._header(record, left, size, len(tokens) - len(shown))]
         for s, sequence in enumerate(shown):
             guess = None if guesses is None else guesses[s].tolist()
             pieces = [
@@ -121,24 +132,39 @@ class Canvas:
             focus = [p for (b, p) in revealed if b == s]
             first = min(focus, default=0)
             parts.append(_window(pieces, first, rows, self._console.width))
+        if self._steered:
+            parts.append(_legend())
         return Group(*parts)
 
-    def _header(self, record: StepRecord, left: int, hidden: int) -> Text:
+    def _header(self, record: StepRecord, left: int, size: int, hidden: int) -> Text:
         text = Text(self._title + " " if self._title else "", no_wrap=True, overflow="ellipsis")
         text.append(f"step {record.step + 1}/{record.steps}  masked {left}")
         text.append(f"  revealed {record.token.numel()}")
+        falls = [fall for fall in record.predicted_fall if math.isfinite(fall)]
+        if falls:
+            text.append(f"  predicted fall {sum(falls):.2f} nats")
+        if self._rows_done:
+            text.append(f"  cost {self._rows_done / size:.1f} forward-equivalents")
         if hidden:
             text.append(f"  ({hidden} more sequences)")
         text.stylize("bold")
         return text
 
-    def _styled(self, token: int, confidence: float | None, guess: int | None) -> tuple[str, Style]:
+    def _styled(self, token: int, style: Style | None, guess: int | None) -> tuple[str, Style]:
         if token == self._mask:
             if guess is not None and guess >= 0:
-                return printable(self._piece(guess)) or _MASK_SYMBOL, _GUESSED
-            return _MASK_SYMBOL, _MASKED
-        style = _COMMITTED if confidence is None else confidence_style(confidence)
-        return printable(self._piece(token)), style
+                return printable(self._piece(guess)) or MASK_SYMBOL, _GUESSED
+            return MASK_SYMBOL, _MASKED
+        return printable(self._piece(token)), _COMMITTED if style is None else style
+
+
+def _legend() -> Text:
+    text = Text("revealed: ", style="dim", no_wrap=True, overflow="ellipsis")
+    text.append(" the gradient's choice, not confidence's ", Style(reverse=True, dim=False))
+    text.append("  both agree  confidence ")
+    for tenth in range(0, 11, 2):
+        text.append("■", confidence_style(tenth / 10))
+    return text.append(" 0 to 1")
 
 
 def _window(pieces: list[tuple[str, Style]], focus: int, rows: int, width: int) -> Text:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import tabes
 from tabes import fidelity_command
+from tabes import trace as tracing
 from tabes.canvas import Bar, Canvas, Silence, View
 from tabes.generation import GenerateOutput, generate
 from tabes.inputs import Prompts
@@ -26,6 +27,10 @@ from tabes.text import MASK_LITERAL
 
 # The molecules that the bundled model learned from: tokens without frame, mean and deviation.
 _LENGTH_MEAN, _LENGTH_DEVIATION, _LENGTH_RANGE = 35.4, 4.5, (13, 50)
+# Few enough that the order matters: at one token a step the bundled model is nearly always right.
+_COMPARISON_STEPS = 12
+# Of drawings that go to a file or a pipe, which have no width of their own.
+_PLAIN_WIDTH = 160
 
 
 class _Parser(argparse.ArgumentParser):
@@ -92,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--gen-length", "--max-new-tokens", type=int, metavar="N")
     command.add_argument("--block-length", "--block-size", type=int, metavar="N")
     command.add_argument("--steps", type=int, default=64, help="denoising steps (64)")
-    _add_sampling(command, temperature=0.0)
+    _add_sampling(command, "confidence", temperature=0.0)
     command.add_argument("--top-p", type=float, default=1.0, metavar="P")
     command.add_argument("--top-k", type=int, default=0, metavar="K")
     command.add_argument("--cfg-scale", type=float, default=0.0, metavar="S")
@@ -101,8 +106,26 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--confidence-eos-eot-inf", action="store_true", help="reveal end tokens last"
     )
+    _add_steering(command)
+    command.add_argument(
+        "--trace", metavar="FILE", help="write the decode as JSON, for the command trace"
+    )
     _add_output(command)
     command.set_defaults(run=_generate)
+
+    command = commands.add_parser(
+        "trace",
+        help="draw a decode",
+        description="Draw a decode that generate --trace wrote: in the terminal, or as a figure.",
+    )
+    command.add_argument("file", metavar="FILE", help="what generate --trace wrote")
+    command.add_argument(
+        "--out", "-o", metavar="FIGURE", help="an .svg or .png file to make (needs matplotlib)"
+    )
+    command.add_argument(
+        "--sequence", type=int, default=0, metavar="N", help="which of a batch, from 0 (0)"
+    )
+    command.set_defaults(run=_trace)
 
     command = commands.add_parser("info", help="describe a checkpoint")
     _add_model(command)
@@ -125,15 +148,20 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "demo",
         help="molecules from the bundled model",
-        description="Draw molecules (SMILES) from the bundled model, from nothing but masks. With "
-        "RDKit installed each is marked valid or invalid.",
+        description="Draw molecules (SMILES) from the bundled model, from nothing but masks: "
+        "without --policy by confidence and by BoE in as many steps, then by confidence at BoE's "
+        "cost. With RDKit installed each is marked valid or invalid.",
     )
     command.add_argument("--number", "-n", type=int, default=8, help="how many molecules (8)")
     command.add_argument(
         "--length", type=int, metavar="L", help="their tokens (as the training data's, 13 to 50)"
     )
-    command.add_argument("--steps", type=int, help="denoising steps (as many as tokens)")
-    _add_sampling(command, temperature=0.7)
+    command.add_argument(
+        "--steps",
+        type=int,
+        help=f"denoising steps ({_COMPARISON_STEPS}; with --policy as many as tokens)",
+    )
+    _add_sampling(command, None, temperature=0.7)
     _add_output(command)
     command.set_defaults(run=_demo)
     return parser
@@ -148,18 +176,44 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask-token-id", type=int, metavar="ID")
 
 
-def _add_sampling(parser: argparse.ArgumentParser, temperature: float) -> None:
+def _add_sampling(parser: argparse.ArgumentParser, policy: str | None, temperature: float) -> None:
+    names = "confidence, margin, entropy, random, boe or boe_paper"
     parser.add_argument(
         "--policy",
         "--alg",
         "--remasking",
-        default="confidence",
-        help="confidence (default), margin, entropy or random",
+        default=policy,
+        help=f"{names} ({policy or 'confidence and boe, compared'})",
     )
     parser.add_argument(
         "--temperature", type=float, default=temperature, metavar="T", help=f"({temperature})"
     )
     parser.add_argument("--seed", type=int, default=0, help="of all draws (0)")
+
+
+def _add_steering(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("with --policy boe", "defaults and meaning: help(tabes.BoE)")
+    group.add_argument(
+        "--n-candidates", metavar="N", help="rows that get a gradient: a number, or as 3x per quota"
+    )
+    group.add_argument("--prefilter", help="by what candidates come first: confidence or margin")
+    group.add_argument(
+        "--alpha",
+        action="append",
+        metavar="A",
+        help="where between mask (0) and prediction (1); several: commas, or repeat it",
+    )
+    group.add_argument("--tau", type=float, metavar="T", help="temperature of the prediction")
+    group.add_argument("--gamma", type=float, metavar="G", help="exponent of the confidence")
+    group.add_argument("--anti-collapse", type=float, metavar="W", help="weight of the penalty")
+    group.add_argument("--h-max", type=float, metavar="H", help="entropy floor of the penalty")
+    group.add_argument("--rho", type=float, metavar="R", help="most probes, as share of the length")
+    group.add_argument("--probes", help="least_entropic, most_entropic, random or nearest")
+    group.add_argument("--halo", type=int, metavar="N", help="neighbours that are active as well")
+    group.add_argument("--context", help="frozen or exact")
+    group.add_argument("--adjoint", help="active or dense")
+    group.add_argument("--every", type=int, metavar="N", help="steer every N-th step")
+    group.add_argument("--min-masked", type=int, metavar="N", help="steer only with as many masks")
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -172,7 +226,36 @@ def _load(arguments: argparse.Namespace) -> Model:
     return load(path, arguments.device, arguments.dtype, mask_token_id=arguments.mask_token_id)
 
 
-def _view(model: Model, arguments: argparse.Namespace) -> View:
+def _policy(arguments: argparse.Namespace) -> str | tabes.Policy:
+    """The policy that --policy and the settings of BoE ask for."""
+    given = {
+        name: value
+        for name in tracing.BOE_SETTINGS
+        if (value := getattr(arguments, name)) is not None
+    }
+    name: str = arguments.policy
+    if name == "boe_paper" and not given:
+        return tabes.BoE.paper()
+    if name == "boe":
+        if "alpha" in given:
+            given["alpha"] = _numbers("--alpha", given["alpha"])
+        if given.get("n_candidates", "").isdecimal():
+            given["n_candidates"] = int(given["n_candidates"])
+        return tabes.BoE(**given)
+    if given:
+        option = next(iter(given)).replace("_", "-")
+        raise tabes.InputError(f"--{option} is a setting of --policy boe, not of {name}")
+    return name
+
+
+def _numbers(option: str, texts: list[str]) -> list[float]:
+    try:
+        return [float(part) for text in texts for part in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise tabes.InputError(f"{option} {' '.join(texts)}: give numbers") from error
+
+
+def _view(model: Model, arguments: argparse.Namespace, title: str) -> View:
     """A canvas on a terminal, a bar if only stderr is one, else nothing."""
     if not sys.stderr.isatty():
         return Silence()
@@ -183,21 +266,23 @@ def _view(model: Model, arguments: argparse.Namespace) -> View:
         return Bar(console)
     tokenizer = model.tokenizer
     piece = (lambda token: f" {token}") if tokenizer is None else tokenizer.piece
-    return Canvas(console, piece, model.info.mask_token_id, model.info.family)
+    return Canvas(console, piece, model.info.mask_token_id, title)
 
 
 def _generate(arguments: argparse.Namespace) -> int:
     # The input is read first: a large model is not loaded only to complain about its prompt.
-    prompts = _prompts(arguments)
+    prompts, policy = _prompts(arguments), _policy(arguments)
+    if arguments.trace is not None:
+        tracing.check_writable(arguments.trace, "--trace")
     model = _load(arguments)
-    with _view(model, arguments) as view:
+    with _view(model, arguments, f"{model.info.family} {arguments.policy}") as view:
         output = generate(
             model,
             prompts,
             steps=arguments.steps,
             gen_length=arguments.gen_length,
             block_length=arguments.block_length,
-            policy=arguments.policy,
+            policy=policy,
             temperature=arguments.temperature,
             top_p=arguments.top_p,
             top_k=arguments.top_k,
@@ -208,6 +293,8 @@ def _generate(arguments: argparse.Namespace) -> int:
             confidence_eos_eot_inf=arguments.confidence_eos_eot_inf,
             callback=view,
         )
+    if arguments.trace is not None:
+        tracing.save(arguments.trace, output, model, policy)
     if arguments.json:
         _print_json(output.to_dict())
     elif output.texts is not None:
@@ -260,6 +347,27 @@ def _read_lines(name: str) -> list[str]:
     if not lines:
         raise tabes.InputError(f"--prompt-file {name}: it holds no prompts")
     return lines
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    if arguments.out is not None:
+        tracing.check_figure(arguments.out)
+    decodes = tracing.read(arguments.file)
+    if not 0 <= arguments.sequence < len(decodes):
+        raise tabes.InputError(
+            f"--sequence {arguments.sequence}: {arguments.file} has {len(decodes)} sequences, "
+            "counted from 0"
+        )
+    decode = decodes[arguments.sequence]
+    if arguments.out is not None:
+        tracing.draw(decode, arguments.out)
+        print(arguments.out)
+        return 0
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
+    console.print(tracing.render(decode, console.width))
+    return 0
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -325,26 +433,44 @@ def _demo(arguments: argparse.Namespace) -> int:
         raise tabes.InputError(f"--number {arguments.number}: it must be at least 1")
     if arguments.length is not None and arguments.length < 1:
         raise tabes.InputError(f"--length {arguments.length}: it must be at least 1")
-    lengths = _demo_lengths(arguments)
+    prompts = [MASK_LITERAL * length for length in _demo_lengths(arguments)]
+    longest = max(prompt.count(MASK_LITERAL) for prompt in prompts)
     model = load(tabes.demo_checkpoint())
-    with _view(model, arguments) as view:
-        output = generate(
-            model,
-            [MASK_LITERAL * length for length in lengths],
-            steps=max(lengths) if arguments.steps is None else arguments.steps,
-            policy=arguments.policy,
-            temperature=arguments.temperature,
-            seed=arguments.seed,
-            callback=view,
-        )
-    smiles = output.texts or []
-    valid = _validity(smiles)
+    runs: list[dict[str, Any]] = []
+
+    def run(policy: str, steps: int, note: str = "") -> GenerateOutput:
+        with _view(model, arguments, policy) as view:
+            output = generate(
+                model,
+                prompts,
+                steps=steps,
+                policy=policy,
+                temperature=arguments.temperature,
+                seed=arguments.seed,
+                callback=view,
+            )
+        smiles = output.texts or []
+        valid = _validity(smiles)
+        runs.append({"policy": policy, "smiles": smiles, "valid": valid, **output.to_dict()})
+        if not arguments.json:
+            print(f"# {policy}{note}")
+            for i, text in enumerate(smiles):
+                print(text if valid is None else f"{text}\t{'valid' if valid[i] else 'invalid'}")
+            print(f"# {_summary(output, valid)}", flush=True)
+        return output
+
+    if arguments.policy is not None:
+        run(arguments.policy, longest if arguments.steps is None else arguments.steps)
+    else:
+        steps = _COMPARISON_STEPS if arguments.steps is None else arguments.steps
+        run("confidence", steps)
+        steered = run("boe", steps)
+        # Gradients cost as much as steps do, so the same steps alone would flatter them.
+        same_cost = round(steered.forward_equivalents)
+        if len(steered.trace) < same_cost:
+            run("confidence", same_cost, " at the cost of boe")
     if arguments.json:
-        _print_json({"smiles": smiles, "valid": valid, **output.to_dict()})
-        return 0
-    for i, text in enumerate(smiles):
-        print(text if valid is None else f"{text}\t{'valid' if valid[i] else 'invalid'}")
-    print(f"# {_summary(output, valid)}")
+        _print_json({"runs": runs})
     return 0
 
 

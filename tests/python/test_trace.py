@@ -1,0 +1,399 @@
+"""Steering from the command line, and its decodes as files, drawings and a live canvas."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import tabes
+from rich.console import Console
+from rich.text import Text
+from tabes import trace
+from tabes.canvas import Canvas
+from tabes.cli import main
+
+BOS, EOS, MASK = 1, 2, 3
+TOKENS = f"{BOS} {f'{MASK} ' * 12}{EOS}"
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def lines_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
+    """What a successful command prints; off a terminal that is never decorated."""
+    code = main([str(argument) for argument in arguments])
+    shown = capsys.readouterr()
+    assert (code, shown.err) == (0, "")
+    assert "\x1b" not in shown.out
+    return shown.out.splitlines()
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line on stderr of a command that fails for wrong input."""
+    code = main([str(argument) for argument in arguments])
+    shown = capsys.readouterr()
+    assert (code, shown.out) == (2, "")
+    assert shown.err.startswith("tabes: error: ")
+    assert shown.err.count("\n") == 1
+    return shown.err
+
+
+@pytest.fixture
+def steered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A trace of two sequences of different lengths, one with given tokens between its masks."""
+    file = tmp_path / "trace.json"
+    other = f"{BOS} {MASK} {MASK} 7 {MASK} {MASK} {MASK} {EOS}"
+    arguments = ("--steps", 6, "--policy", "boe", "--trace", file)
+    lines_of(capsys, "generate", "--tokens", TOKENS, "--tokens", other, *arguments)
+    return file
+
+
+def against(decode: trace.Decode) -> list[int]:
+    return [r.position for s in decode.steps for r in s.reveals if r.against_confidence]
+
+
+# --- Policies --------------------------------------------------------------------------------
+
+
+def test_generate_steers_with_settings(
+    demo_model: tabes.Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    canvas = [BOS] + [MASK] * 12 + [EOS]
+    for arguments, policy in (
+        ("boe", tabes.BoE()),
+        ("boe_paper", tabes.BoE.paper()),
+        (
+            "boe --n-candidates 4 --alpha 0.25,0.75 --alpha 1 --tau 0.5 --rho 0.5 --probes nearest"
+            " --halo 1 --context exact --every 2 --gamma 0.5 --anti-collapse 0.1 --h-max 0.2"
+            " --prefilter margin --adjoint dense --min-masked 3",
+            tabes.BoE(
+                n_candidates=4,
+                alpha=[0.25, 0.75, 1.0],
+                tau=0.5,
+                rho=0.5,
+                probes="nearest",
+                halo=1,
+                context="exact",
+                every=2,
+                gamma=0.5,
+                anti_collapse=0.1,
+                h_max=0.2,
+                prefilter="margin",
+                adjoint="dense",
+                min_masked=3,
+            ),
+        ),
+        ("boe --n-candidates 2.5x", tabes.BoE(n_candidates="2.5x")),
+    ):
+        wanted = tabes.generate(demo_model, canvas, steps=6, policy=policy).to_dict()
+        options = ("--steps", 6, "--json", "--policy", *arguments.split())
+        out = lines_of(capsys, "generate", "--tokens", TOKENS, *options)
+        got = json.loads(out[0])
+        assert got["tokens"] == [wanted["tokens"]]
+        assert got["backward_rows"] == wanted["backward_rows"] > 0
+        for one, other in zip(got["trace"], wanted["trace"], strict=True):
+            assert [math.nan if v is None else v for v in one["influence"]] == pytest.approx(
+                [math.nan if v is None else v for v in other["influence"]], rel=1e-4, nan_ok=True
+            )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tau", "0.5"], "--tau is a setting of --policy boe, not of confidence"),
+        (["--policy", "boe_paper", "--min-masked", "2"], "--min-masked is a setting of"),
+        (["--policy", "boe", "--n-candidates", "many"], "n_candidates 'many'"),
+        (["--policy", "boe", "--n-candidates", "0"], "n_candidates must be at least 1"),
+        (["--policy", "boe", "--alpha", "high"], "--alpha high: give numbers"),
+        (["--policy", "boe", "--alpha", "1.5"], "alpha must be from 0"),
+        (["--policy", "boe", "--alpha", ","], "alpha names no point"),
+        (["--policy", "boe", "--rho", "0"], "rho must be above 0"),
+        (["--policy", "boe", "--probes", "all"], "probes 'all' is unknown"),
+        (["--policy", "boe", "--context", "warm"], "context 'warm' is unknown"),
+        (["--policy", "boe", "--every", "0"], "every must be at least 1"),
+        (["--policy", "boe", "--halo", "-1"], "halo must be 0 or above"),
+        (["--policy", "bo"], "known are random confidence margin entropy boe boe_paper"),
+        (["--trace", "/no/such/folder/t.json"], "/no/such/folder does not exist"),
+        (["--trace", "/"], "this is a folder"),
+    ],
+)
+def test_generate_refuses(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert message in complaint(capsys, "generate", "--tokens", TOKENS, *arguments)
+
+
+def test_generate_refuses_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", "--tokens", TOKENS, "--policy", "boe", "--tau", "warm"])
+    assert stop.value.code == 2
+    assert "--tau" in capsys.readouterr().err
+
+
+def test_demo_compares_confidence_with_boe(capsys: pytest.CaptureFixture[str]) -> None:
+    demo = ("demo", "--number", 2, "--length", 14, "--steps", 5)
+    runs = json.loads(lines_of(capsys, *demo, "--json")[0])["runs"]
+    assert [run["policy"] for run in runs] == ["confidence", "boe", "confidence"]
+    assert [len(run["trace"]) for run in runs[:2]] == [5, 5]
+    # The third run is what makes the comparison fair.
+    assert abs(runs[2]["forward_equivalents"] - runs[1]["forward_equivalents"]) <= 0.5
+    assert runs[0]["backward_rows"] == 0 < runs[1]["backward_rows"]
+    printed = lines_of(capsys, *demo)
+    heads = ["# confidence", "# boe", "# confidence at the cost of boe"]
+    assert [line for line in printed if line in heads] == heads
+    assert [line.split("\t")[0] for line in printed if not line.startswith("#")] == [
+        text for run in runs for text in run["smiles"]
+    ]
+
+
+@pytest.mark.parametrize("policy", ["boe", "boe_paper", "margin"])
+def test_demo_with_one_policy(capsys: pytest.CaptureFixture[str], policy: str) -> None:
+    demo = ("demo", "--number", 1, "--length", 10, "--policy", policy, "--json")
+    (run,) = json.loads(lines_of(capsys, *demo)[0])["runs"]
+    assert run["policy"] == policy
+    assert len(run["trace"]) == 10
+
+
+# --- Files -----------------------------------------------------------------------------------
+
+
+def test_a_trace_file_holds_the_decode(demo_model: tabes.Model, steered: Path) -> None:
+    value = json.loads(steered.read_text())
+    assert (value["format"], value["version"]) == ("tabes-trace", 1)
+    assert (value["model"], value["policy"]) == ("moses", "boe")
+    assert value["policy_settings"]["n_candidates"] == "3x"
+    assert value["pieces"][str(MASK)] == "[MASK]"
+    batch = [[BOS] + [MASK] * 12 + [EOS], [BOS, MASK, MASK, 7, MASK, MASK, MASK, EOS]]
+    assert value["initial"] == batch
+    out = tabes.generate(demo_model, batch, steps=6, policy="boe")
+    assert value["tokens"] == [row.tolist() for row in out.tokens]
+
+    decodes = trace.read(steered)
+    assert [decode.final for decode in decodes] == value["tokens"]
+    for b, decode in enumerate(decodes):
+        records = [r for r in out.trace if b in r.sequence.tolist()]
+        assert [step.number for step in decode.steps] == [r.step for r in records]
+        for step, record in zip(decode.steps, records, strict=True):
+            mine = record.sequence == b
+            assert step.masked == record.masked[b]
+            assert [r.position for r in step.reveals] == record.position[mine].tolist()
+            assert [r.by_confidence for r in step.reveals] == record.by_confidence[mine].tolist()
+            assert [r.entropy for r in step.reveals] == pytest.approx(record.entropy[mine].tolist())
+            for got, wanted in (
+                (step.predicted_fall, record.predicted_fall[b]),
+                (step.realised_fall, record.realised_fall[b]),
+            ):
+                assert got == pytest.approx(wanted, rel=1e-4, nan_ok=True)
+    assert against(decodes[0])  # the canvas is one where the gradient matters
+    assert math.isnan(decodes[0].steps[-1].predicted_fall)
+
+
+def test_a_single_sequence_and_an_unfinished_run(demo_model: tabes.Model, tmp_path: Path) -> None:
+    canvas = [BOS] + [MASK] * 6 + [EOS]
+    out = tabes.generate(
+        demo_model, canvas, steps=3, policy="margin", callback=lambda record, _: record.step < 1
+    )
+    trace.save(tmp_path / "t.json", out, demo_model, "margin")
+    (decode,) = trace.read(tmp_path / "t.json")
+    assert list(decode.initial) == canvas
+    assert decode.final == out.tokens.tolist()
+    assert MASK in decode.final
+    assert len(decode.steps) == 2
+    assert against(decode) == []  # nothing was steered, whatever confidence would have done
+    trace.draw(decode, tmp_path / "t.svg")
+    assert "not steered" in (tmp_path / "t.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(format="gif"), "the file is not a trace"),
+        (lambda v: v.update(version=2), "version is 2: this tabes"),
+        (lambda v: v.update(version="1"), 'version is "1": an integer'),
+        (lambda v: v.pop("initial"), "the file has no member 'initial'"),
+        (lambda v: v.update(initial=5), "initial is 5: a list"),
+        (lambda v: v["initial"][1].__setitem__(0, -4), "initial[1][0] is -4: an integer"),
+        (lambda v: v.update(pieces=["C"]), "pieces must be an object"),
+        (lambda v: v["pieces"].update(C="C"), "pieces has the member 'C'"),
+        (lambda v: v["pieces"].update({"5": 5}), "pieces.5 is 5: a string"),
+        (lambda v: v["trace"].__setitem__(1, None), "trace[1] is null: an object"),
+        (lambda v: v["trace"][1].pop("token"), "trace[1] has no member 'token'"),
+        (lambda v: v["trace"][2]["entropy"].pop(), "trace[2].entropy has"),
+        (lambda v: v["trace"][2]["masked"].pop(), "trace[2].masked has 1 entries"),
+        (lambda v: v["trace"][0]["sequence"].__setitem__(0, 2), "sequence[0] is 2: an integer"),
+        (lambda v: v["trace"][0]["position"].__setitem__(0, 99), "position[0] is 99: an integer"),
+        (lambda v: v["trace"][0]["position"].__setitem__(0, 0), "which is not masked"),
+        (lambda v: v["trace"].append(v["trace"][0]), "trace[6].position[0] is"),
+        (lambda v: v["trace"][0]["confidence"].__setitem__(0, "x"), 'confidence[0] is "x"'),
+        (lambda v: v["trace"][0]["entropy"].__setitem__(0, 10**400), "a finite number"),
+        (lambda v: v["trace"][0]["by_confidence"].__setitem__(0, 1), "true or false"),
+    ],
+)
+def test_damaged_files(
+    steered: Path, capsys: pytest.CaptureFixture[str], change: object, message: str
+) -> None:
+    value = json.loads(steered.read_text())
+    change(value)
+    steered.write_text(json.dumps(value))
+    said = complaint(capsys, "trace", steered)
+    assert str(steered) in said
+    assert message in said
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b'{"format": ', "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"[1, 2]", "is not a trace: tabes generate --trace"),
+    ],
+)
+def test_other_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
+) -> None:
+    file = tmp_path / "t.json"
+    file.write_bytes(content)
+    assert message in complaint(capsys, "trace", file)
+    assert "cannot be read" in complaint(capsys, "trace", tmp_path / "none.json")
+
+
+# --- Drawings --------------------------------------------------------------------------------
+
+
+def test_the_figure_has_every_reveal(steered: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    decodes = trace.read(steered)
+    for b, decode in enumerate(decodes):
+        file = steered.with_name(f"{b}.svg")
+        assert lines_of(capsys, "trace", steered, "--out", file, "--sequence", b) == [str(file)]
+        names = [e.get("id", "") for e in ET.parse(file).iter(f"{SVG}g")]
+        drawn = [int(n.removeprefix("reveal-")) for n in names if n.startswith("reveal-")]
+        masked = [p for p, token in enumerate(decode.initial) if token == MASK]
+        assert sorted(drawn) == masked
+        marked = [int(n.removeprefix("against-")) for n in names if n.startswith("against-")]
+        assert sorted(marked) == sorted(against(decode))
+    again = steered.with_name("again.svg")
+    trace.draw(decodes[0], again)
+    assert again.read_bytes() == steered.with_name("0.svg").read_bytes()
+
+
+def test_the_figure_as_pixels(steered: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = steered.with_suffix(".png")
+    lines_of(capsys, "trace", steered, "-o", file)
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert file.stat().st_size > 10_000
+
+
+def test_odd_texts_and_sizes_can_be_drawn(tmp_path: Path) -> None:
+    # Markup of matplotlib, XML and rich, half a character, and a script that the font lacks.
+    texts = ["$a_", "<&>", "[bold]", "\ud83d", "語", "\x00\n"]
+    reveals = tuple(
+        trace.Reveal(i, 10 + i, 0.5, math.nan if i else 1.0, math.nan, False) for i in range(6)
+    )
+    for length in (6, 200):
+        decode = trace.Decode(
+            model="$m^",
+            policy="<p>",
+            forward_equivalents=1.0,
+            sequence=0,
+            sequences=1,
+            initial=(MASK,) * length,
+            mask_token_id=MASK,
+            pieces={10 + i: text for i, text in enumerate(texts)},
+            steps=(trace.Step(0, length, reveals, math.nan, math.nan),),
+        )
+        trace.draw(decode, tmp_path / "t.svg")
+        ET.parse(tmp_path / "t.svg")
+        assert "[bold]" in plain(decode, 80)
+    nothing = trace.Decode("m", "p", 0.0, 0, 1, (MASK,), MASK, {}, ())
+    trace.draw(nothing, tmp_path / "t.svg")
+    assert "0 steps" in plain(nothing, 80)
+
+
+def plain(decode: trace.Decode, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(trace.render(decode, width))
+    return console.file.getvalue()
+
+
+def test_the_terminal_drawing_has_a_line_a_step(
+    steered: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decode = trace.read(steered)[0]
+    title, head, *rows = lines_of(capsys, "trace", steered)
+    assert title.startswith("moses, boe: 6 steps, ")
+    assert "predicted" in head
+    rows, (text, legend) = rows[:-2], rows[-2:]
+    assert len(rows) == len(decode.steps) == 6
+    assert "◆" in legend
+    assert text == "".join(decode.label(token) for token in decode.final)
+    for row, step in zip(rows, decode.steps, strict=True):
+        number, cells, left, entropy, predicted, _ = row.split()
+        assert int(number) == step.number + 1
+        assert len(cells) == 14
+        assert [p for p, c in enumerate(cells) if c in "●◆"] == [r.position for r in step.reveals]
+        assert cells.count("░") == int(left) == step.masked - len(step.reveals)
+        assert float(entropy) == pytest.approx(step.mean_entropy, abs=1e-3)
+        assert (predicted == "-") == math.isnan(step.predicted_fall)
+    assert [c for row in rows for c in row].count("◆") == len(against(decode))
+    # On a narrow terminal a column stands for several positions and there is still a line a step.
+    # (Its title may need more than one.)
+    narrow = plain(decode, 50).splitlines()
+    start = narrow.index(next(line for line in narrow if line.startswith("step "))) + 1
+    assert [line.split()[0] for line in narrow[start : start + 6]] == list("123456")
+    assert len(narrow[start].split()[1]) == 7
+    assert "a column is 2 positions" in " ".join(narrow)
+
+
+def test_the_trace_command_refuses(
+    steered: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for arguments, message in (
+        (("--sequence", 2), "--sequence 2: "),
+        (("--sequence", -1), "has 2 sequences, counted from 0"),
+        (("--out", "figure.gif"), "must end in .svg or .png"),
+        (("--out", "/no/such/folder/f.svg"), "/no/such/folder does not exist"),
+    ):
+        assert message in complaint(capsys, "trace", steered, *arguments)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    figure = steered.with_suffix(".svg")
+    said = complaint(capsys, "trace", steered, "--out", figure)
+    assert "pip install 'matplotlib>=3.8'" in said
+    assert not figure.exists()
+
+
+# --- The live canvas -------------------------------------------------------------------------
+
+
+def test_the_canvas_marks_what_the_gradient_chose(demo_model: tabes.Model) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, height=20)
+    canvas = Canvas(console, demo_model.tokenizer.piece, MASK, "boe")
+    shown: list[tuple[str, int, list[str]]] = []
+
+    def watch(record: tabes.StepRecord, tokens: list) -> None:
+        canvas(record, tokens)
+        head, row, *legend = canvas.render(record, tokens).renderables
+        assert isinstance(row, Text)
+        marked = sum("reverse" in str(span.style) for span in row.spans)
+        shown.append((head.plain, marked, [line.plain for line in legend]))
+
+    tokens = [BOS] + [MASK] * 12 + [EOS]
+    with canvas:
+        out = tabes.generate(demo_model, tokens, steps=6, policy="boe", callback=watch)
+    for (head, marked, legend), record in zip(shown, out.trace, strict=True):
+        steered = record.influence.isfinite()
+        assert marked == int((steered & ~record.by_confidence).sum())
+        assert ("predicted fall" in head) == bool(steered.any())
+        assert "the gradient's choice" in legend[0]
+    assert sum(marked for _, marked, _ in shown) > 0
+    assert f"cost {out.forward_equivalents:.1f} forward-equivalents" in shown[-1][0]
+
+    shown.clear()
+    canvas = Canvas(console, demo_model.tokenizer.piece, MASK, "margin")
+    with canvas:
+        tabes.generate(demo_model, tokens, steps=6, policy="margin", callback=watch)
+    assert all(marked == 0 and not legend for _, marked, legend in shown)

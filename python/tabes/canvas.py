@@ -163,7 +163,7 @@ def _legend() -> Text:
     text.append(" the gradient's choice, not confidence's ", Style(reverse=True, dim=False))
     text.append("  both agree  confidence ")
     for tenth in range(0, 11, 2):
-        text.append("■", confidence_style(tenth / 10))
+        text.append("■", confidence_style(tenth / 10) + Style(dim=False))
     return text.append(" 0 to 1")
 
 

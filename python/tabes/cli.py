@@ -29,6 +29,7 @@ from tabes.text import MASK_LITERAL
 _LENGTH_MEAN, _LENGTH_DEVIATION, _LENGTH_RANGE = 35.4, 4.5, (13, 50)
 # Few enough that the order matters: at one token a step the bundled model is nearly always right.
 _COMPARISON_STEPS = 12
+_DRAWING_TEMPERATURE = 0.7
 # Of drawings that go to a file or a pipe, which have no width of their own.
 _PLAIN_WIDTH = 160
 
@@ -97,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--gen-length", "--max-new-tokens", type=int, metavar="N")
     command.add_argument("--block-length", "--block-size", type=int, metavar="N")
     command.add_argument("--steps", type=int, default=64, help="denoising steps (64)")
-    _add_sampling(command, "confidence", temperature=0.0)
+    _add_sampling(command, "confidence")
+    command.add_argument("--temperature", type=float, default=0.0, metavar="T", help="(0)")
     command.add_argument("--top-p", type=float, default=1.0, metavar="P")
     command.add_argument("--top-k", type=int, default=0, metavar="K")
     command.add_argument("--cfg-scale", type=float, default=0.0, metavar="S")
@@ -148,9 +150,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "demo",
         help="molecules from the bundled model",
-        description="Draw molecules (SMILES) from the bundled model, from nothing but masks: "
-        "without --policy by confidence and by BoE in as many steps, then by confidence at BoE's "
-        "cost. With RDKit installed each is marked valid or invalid.",
+        description="Decode molecules (SMILES) with the bundled model, from nothing but masks. "
+        "Without --policy the same canvases are decoded by confidence and by BoE in as many steps, "
+        "then by confidence at BoE's cost. With RDKit installed each is marked valid or invalid.",
     )
     command.add_argument("--number", "-n", type=int, default=8, help="how many molecules (8)")
     command.add_argument(
@@ -161,7 +163,14 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help=f"denoising steps ({_COMPARISON_STEPS}; with --policy as many as tokens)",
     )
-    _add_sampling(command, None, temperature=0.7)
+    _add_sampling(command, None)
+    command.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help=f"(0, where the order alone makes the difference; with --policy "
+        f"{_DRAWING_TEMPERATURE})",
+    )
     _add_output(command)
     command.set_defaults(run=_demo)
     return parser
@@ -176,7 +185,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask-token-id", type=int, metavar="ID")
 
 
-def _add_sampling(parser: argparse.ArgumentParser, policy: str | None, temperature: float) -> None:
+def _add_sampling(parser: argparse.ArgumentParser, policy: str | None) -> None:
     names = "confidence, margin, entropy, random, boe or boe_paper"
     parser.add_argument(
         "--policy",
@@ -184,9 +193,6 @@ def _add_sampling(parser: argparse.ArgumentParser, policy: str | None, temperatu
         "--remasking",
         default=policy,
         help=f"{names} ({policy or 'confidence and boe, compared'})",
-    )
-    parser.add_argument(
-        "--temperature", type=float, default=temperature, metavar="T", help=f"({temperature})"
     )
     parser.add_argument("--seed", type=int, default=0, help="of all draws (0)")
 
@@ -438,14 +444,14 @@ def _demo(arguments: argparse.Namespace) -> int:
     model = load(tabes.demo_checkpoint())
     runs: list[dict[str, Any]] = []
 
-    def run(policy: str, steps: int, note: str = "") -> GenerateOutput:
+    def run(policy: str, steps: int, default: float, note: str = "") -> GenerateOutput:
         with _view(model, arguments, policy) as view:
             output = generate(
                 model,
                 prompts,
                 steps=steps,
                 policy=policy,
-                temperature=arguments.temperature,
+                temperature=default if arguments.temperature is None else arguments.temperature,
                 seed=arguments.seed,
                 callback=view,
             )
@@ -460,15 +466,16 @@ def _demo(arguments: argparse.Namespace) -> int:
         return output
 
     if arguments.policy is not None:
-        run(arguments.policy, longest if arguments.steps is None else arguments.steps)
+        steps = longest if arguments.steps is None else arguments.steps
+        run(arguments.policy, steps, _DRAWING_TEMPERATURE)
     else:
         steps = _COMPARISON_STEPS if arguments.steps is None else arguments.steps
-        run("confidence", steps)
-        steered = run("boe", steps)
+        run("confidence", steps, 0.0)
+        steered = run("boe", steps, 0.0)
         # Gradients cost as much as steps do, so the same steps alone would flatter them.
         same_cost = round(steered.forward_equivalents)
         if len(steered.trace) < same_cost:
-            run("confidence", same_cost, " at the cost of boe")
+            run("confidence", same_cost, 0.0, " at the cost of boe")
     if arguments.json:
         _print_json({"runs": runs})
     return 0

@@ -374,8 +374,9 @@ def _read_record(
 def _read_pieces(node: _Node) -> dict[int, str]:
     if not isinstance(node.value, dict):
         node.fail("must be an object or null")
-    if bad := next((key for key in node.value if not key.isdecimal()), None):
-        node.fail(f"has the member {bad!r}, which is no token id")
+    for key in node.value:
+        if not (key.isascii() and key.isdecimal() and len(key) < 19):
+            node.fail(f"has the member {key[:40]!r}, which is no token id")
     return {int(key): node[key].text() for key in node.value}
 
 

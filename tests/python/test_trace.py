@@ -218,6 +218,8 @@ def test_a_single_sequence_and_an_unfinished_run(demo_model: tabes.Model, tmp_pa
         (lambda v: v["initial"][1].__setitem__(0, -4), "initial[1][0] is -4: an integer"),
         (lambda v: v.update(pieces=["C"]), "pieces must be an object"),
         (lambda v: v["pieces"].update(C="C"), "pieces has the member 'C'"),
+        (lambda v: v["pieces"].update({"": "C"}), "pieces has the member ''"),
+        (lambda v: v["pieces"].update({"1" * 5000: "C"}), "which is no token id"),
         (lambda v: v["pieces"].update({"5": 5}), "pieces.5 is 5: a string"),
         (lambda v: v["trace"].__setitem__(1, None), "trace[1] is null: an object"),
         (lambda v: v["trace"][1].pop("token"), "trace[1] has no member 'token'"),

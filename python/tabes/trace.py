@@ -19,9 +19,11 @@ Numbers that are not known (the influence of a row that got none, say) are null.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -497,11 +499,24 @@ def draw(decode: Decode, path: str | os.PathLike[str]) -> None:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(fixed)
         warnings.filterwarnings("ignore", message="Glyph")  # tokens in scripts the font lacks
-        figure = _figure(decode)
-        try:
-            figure.savefig(path, dpi=150, metadata={"Date": None} if vector else None)
-        except OSError as error:
-            raise InputError(f"figure {os.fspath(path)} cannot be written: {error}") from error
+        drawn = io.BytesIO()
+        _figure(decode).savefig(
+            drawn,
+            format="svg" if vector else "png",
+            dpi=150,
+            metadata={"Date": None} if vector else None,
+        )
+    content = _compact(drawn.getvalue()) if vector else drawn.getvalue()
+    try:
+        Path(path).write_bytes(content)
+    except OSError as error:
+        raise InputError(f"figure {os.fspath(path)} cannot be written: {error}") from error
+
+
+def _compact(svg: bytes) -> bytes:
+    """`svg` without indentation and turns by nothing, a third of what matplotlib writes."""
+    svg = re.sub(rb"^ +", b"", svg, flags=re.MULTILINE)
+    return re.sub(rb' transform="rotate\(-0 [-.0-9]+ [-.0-9]+\)"', b"", svg)
 
 
 def _figure(decode: Decode) -> Figure:

@@ -514,7 +514,7 @@ def draw(decode: Decode, path: str | os.PathLike[str]) -> None:
 
 
 def _compact(svg: bytes) -> bytes:
-    """`svg` without indentation and turns by nothing, a third of what matplotlib writes."""
+    """`svg` without indentation and turns by nothing, of which matplotlib writes many."""
     svg = re.sub(rb"^ +", b"", svg, flags=re.MULTILINE)
     return re.sub(rb' transform="rotate\(-0 [-.0-9]+ [-.0-9]+\)"', b"", svg)
 

@@ -83,7 +83,8 @@ at::Tensor Transformer::apply(size_t index, const at::Tensor& x, const Pass& pas
   if (cos_.defined()) ops::rope_(qkv, c.num_heads + c.num_kv_heads, cos_, sin_, pass.positions);
   at::Tensor q = qkv.narrow(1, 0, q_width()), residual = x;
   at::Tensor kv = qkv.narrow(1, q_width(), 2 * kv_width());
-  if (pass.keep) pass.keep->kv.push_back(kv.contiguous());
+  // Kept where it is: a copy would cost more time than the queries beside it cost memory.
+  if (pass.keep) pass.keep->kv.push_back(kv);
   if (pass.frozen) {
     pass.frozen->kv[index].index_copy_(0, pass.rows, kv);
     kv = pass.frozen->kv[index].narrow(0, 0, pass.cu_seqlens.back());

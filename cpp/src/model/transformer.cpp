@@ -35,17 +35,6 @@ at::Tensor positions_of(const std::vector<int64_t>& cu_seqlens, at::Device devic
   return at::tensor(host, at::kLong).to(device);
 }
 
-RowSet Transformer::predicting(const PackedBatch& batch, const RowSet& rows) const {
-  if (!config_.logit_shift) return rows;
-  // Row i is predicted by the output at i - 1; a sequence's first row by its own.
-  std::vector<int64_t> first(rows.count());
-  for (int64_t b = 0; b < batch.size(); ++b) {
-    std::fill(first.begin() + rows.cu_rows[b], first.begin() + rows.cu_rows[b + 1],
-              batch.cu_seqlens[b]);
-  }
-  return {(rows.rows - 1).maximum(at::tensor(first, at::kLong).to(info_.device)), rows.cu_rows};
-}
-
 at::Tensor Transformer::embed(const at::Tensor& tokens, const at::Tensor& positions) const {
   at::Tensor x = tokens_.index_select(0, tokens);
   if (positions_.defined()) x.add_(positions_.index_select(0, positions));
@@ -128,7 +117,7 @@ at::Tensor Transformer::encode(const PackedBatch& batch, const RowSet& rows, con
   const PlainDispatch plain;
   check_lengths(batch);
   Pass pass{positions_of(batch.cu_seqlens, info_.device), batch.cu_seqlens, batch.cu_seqlens,
-            predicting(batch, rows)};
+            outputs_for(batch, rows)};
   std::unique_ptr<FrozenContext> context;
   if (kept) {
     context = std::make_unique<FrozenContext>();

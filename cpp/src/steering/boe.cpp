@@ -44,7 +44,7 @@ std::vector<double> minmax(const std::vector<double>& values) {
   const auto [low, high] = std::minmax_element(values.begin(), values.end());
   const double base = *low, width = *high - *low;
   std::vector<double> scaled(values.size(), 1.0);
-  if (width > 0) {
+  if (width != 0) {  // NaN as well, so that it reaches the scores
     std::transform(values.begin(), values.end(), scaled.begin(),
                    [&](double v) { return (v - base) / width; });
   }

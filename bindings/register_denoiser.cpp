@@ -50,9 +50,9 @@ std::shared_ptr<const Denoiser> load_named(const std::string& directory, const s
 
 // A Python function (embeddings, tokens, active, cu_active) -> logits. pybind11 takes the
 // interpreter lock for the call and for letting go of the function.
-using PythonFunction = std::function<at::Tensor(const at::Tensor&, const at::Tensor&,
-                                                const std::optional<at::Tensor>&,
-                                                const std::vector<int64_t>&)>;
+using PythonFunction =
+    std::function<at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                             const std::vector<int64_t>&)>;
 
 ModuleFunction module_function(PythonFunction function) {
   return [function = std::move(function)](const ModuleCall& call) {
@@ -126,9 +126,9 @@ void register_denoiser(py::module_& m) {
             std::move(info), embedding_table, module_function(std::move(function))));
       },
       py::arg("function"), py::arg("embedding_table"), py::kw_only(), py::arg("family"),
-      py::arg("mask_token_id"), py::arg("max_length"), py::arg("num_layers"),
-      py::arg("parameters"), py::arg("eos_token_ids"), py::arg("bos_token_id"),
-      py::arg("pad_token_id"), py::arg("logit_shift"),
+      py::arg("mask_token_id"), py::arg("max_length"), py::arg("num_layers"), py::arg("parameters"),
+      py::arg("eos_token_ids"), py::arg("bos_token_id"), py::arg("pad_token_id"),
+      py::arg("logit_shift"),
       "A model made of a table of input embeddings and a function from embeddings to logits.");
 }
 

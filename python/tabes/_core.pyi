@@ -57,11 +57,8 @@ def load(
     mask_token_id: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Denoiser: ...
-
 def module_denoiser(
-    function: Callable[
-        [torch.Tensor, torch.Tensor, torch.Tensor | None, list[int]], torch.Tensor
-    ],
+    function: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, list[int]], torch.Tensor],
     embedding_table: torch.Tensor,
     *,
     family: str,

@@ -103,15 +103,16 @@ def wrap(
         raise InputError("embedding_table: give the input embeddings as a tensor [V, D]")
     if table.dtype not in _DTYPES:
         raise DeviceError(f"the model is {table.dtype}: use float32, bfloat16 or float64")
-    drops_tokens = embedding_table is None and bool(getattr(config, "token_dropout", False))
     table = table.detach()
-    if drops_tokens and 0 <= mask < len(table):
-        table = table.clone()
-        table[mask] = 0
+    embed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    if getattr(config, "model_type", None) == "esm":
+        embed = _Esm(model, mask)
+        if embed.drops_tokens and 0 <= mask < len(table):
+            table = table.clone()
+            table[mask] = 0
 
-    modules = isinstance(model, torch.nn.Module)
     core = _core.module_denoiser(
-        _function(model, mask if drops_tokens else None),
+        _function(model, embed),
         table,
         family=str(getattr(config, "model_type", "module")),
         mask_token_id=mask,
@@ -119,7 +120,7 @@ def wrap(
         if max_length is None
         else integer(max_length, "max_length"),
         num_layers=_id(config, "num_hidden_layers") or 0,
-        parameters=sum(p.numel() for p in model.parameters()) if modules else 0,
+        parameters=_count(model),
         eos_token_ids=_eos(config)
         if eos_token_ids is None
         else integers(eos_token_ids, "eos_token_ids"),
@@ -159,6 +160,10 @@ def _eos(config: Any) -> list[int]:
     ids = ids if isinstance(ids, (list, tuple)) else [ids]
     size = _id(config, "vocab_size") or 0
     return [i for i in ids if isinstance(i, int) and 0 <= i < size]
+
+
+def _count(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
 
 
 def _max_length(model: Any, config: Any) -> int:
@@ -226,7 +231,7 @@ def _tokenizer(given: Any, mask_token_id: int | None, config: Any) -> Tokenizer 
     return Tokenizer(
         Backend.from_str(backend.to_str()),  # a copy: ours changes its settings
         mask_token_id=mask_token_id,
-        named_tokens={k: str(v) for k, v in named.items() if isinstance(v, (str, bytes)) or v},
+        named_tokens={k: str(v) for k, v in named.items() if not isinstance(v, (list, tuple))},
         chat_template=template if isinstance(template, str) else None,
     )
 
@@ -245,10 +250,31 @@ def _plain(device: torch.device) -> Iterator[None]:
         yield
 
 
+class _Esm:
+    """What transformers leaves out when it gives an ESM embeddings instead of ids: the scale of
+    token dropout, and the embedding layer's positions and norm."""
+
+    def __init__(self, model: Any, mask_token_id: int) -> None:
+        self.drops_tokens = bool(model.config.token_dropout)
+        self._layer = model.base_model.embeddings
+        self._mask = mask_token_id
+
+    def __call__(self, embeddings: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        if self.drops_tokens:
+            length = tokens.shape[1]
+            hidden = (tokens == self._mask).sum(1).float() / length
+            # Where all is masked, transformers divides zero by zero.
+            shown = (1 - hidden).clamp(min=1 / length)[:, None, None]
+            embeddings = (embeddings * _ESM_SHOWN / shown).to(embeddings.dtype)
+        layer: torch.Tensor = self._layer(inputs_embeds=embeddings)
+        return layer
+
+
 def _function(
-    model: Callable[..., Any], dropped_token: int | None
+    model: Callable[..., Any],
+    embed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None,
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, list[int]], torch.Tensor]:
-    """What the C++ model calls. `dropped_token`: the mask token under ESM's token dropout."""
+    """What the C++ model calls. `embed` comes before the model, if anything does."""
     options = {}
     if _is_pretrained(model) and "use_cache" in inspect.signature(model.forward).parameters:  # type: ignore[attr-defined]
         options["use_cache"] = False
@@ -261,12 +287,8 @@ def _function(
     ) -> torch.Tensor:
         if isinstance(model, torch.nn.Module) and model.training:
             raise InputError(f"{type(model).__name__} was put in training mode: call its eval()")
-        if dropped_token is not None:
-            length = tokens.shape[1]
-            hidden = (tokens == dropped_token).sum(1).float() / length
-            # Where all is masked, transformers divides zero by zero.
-            shown = (1 - hidden).clamp(min=1 / length)[:, None, None]
-            embeddings = (embeddings * _ESM_SHOWN / shown).to(embeddings.dtype)
+        if embed is not None:
+            embeddings = embed(embeddings, tokens)
         active = None if rows is None else _Active(rows, offsets, *tokens.shape)
         before = _active.set(active)
         try:
@@ -333,7 +355,9 @@ def _attention(
 
         bias = None
         if attention_mask is not None:
-            bias = _bias(attention_mask, query.dtype).expand(b, 1, length, length).reshape(-1, length)
+            bias = (
+                _bias(attention_mask, query.dtype).expand(b, 1, length, length).reshape(-1, length)
+            )
         out = torch.ops.tabes.active_query_attention(
             packed(query),
             packed(key),
@@ -368,7 +392,9 @@ def _fits(
     """Whether our operator computes this attention: on the CPU, one mask for all heads."""
     if query.device.type != "cpu" or key.shape != value.shape or key.shape[2:] != query.shape[2:]:
         return False
-    if any(options.get(name) is not None for name in ("position_bias", "softcap", "s_aux", "cache")):
+    if any(
+        options.get(name) is not None for name in ("position_bias", "softcap", "s_aux", "cache")
+    ):
         return False
     if mask is not None:
         return mask.dim() == 4 and mask.shape[1] == 1 and mask.shape[2:] == (query.shape[2],) * 2
@@ -389,7 +415,9 @@ def _bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _probe(model: Any, wrapped: Model) -> None:
     """Compares three tokens' logits by embeddings with those by ids, and looks for causality."""
     info = wrapped.info
-    shown = next(i for i in range(info.vocab_size) if i not in (info.mask_token_id, info.pad_token_id))
+    shown = next(
+        i for i in range(info.vocab_size) if i not in (info.mask_token_id, info.pad_token_id)
+    )
     name = type(model).__name__
     table = wrapped.core.embedding_table()
     ids = torch.tensor([[shown, info.mask_token_id, shown]])[:, : info.max_length]

@@ -30,9 +30,10 @@ struct ModuleCall {
   const RowSet* active = nullptr;
 };
 
-// Logits [B, L, V]. Row i of a sequence predicts its token i, or i + 1 under ModelInfo::logit_shift.
-// Called with gradients on or off as needed, never under the caller's autocast, inference mode or
-// grad mode. It must compute the same result every time, and may be called from several threads.
+// Logits [B, L, V]. Row i of a sequence predicts its token i, or i + 1 under
+// ModelInfo::logit_shift. Called with gradients on or off as needed, never under the caller's
+// autocast, inference mode or grad mode. It must compute the same result every time, and may be
+// called from several threads.
 using ModuleFunction = std::function<at::Tensor(const ModuleCall& call)>;
 
 class ModuleDenoiser final : public Denoiser {

@@ -191,8 +191,9 @@ EntropyGradient ModuleDenoiser::entropy_gradient(const GradientRequest& request)
     result.entropy.index_copy_(0, asked_place, s.entropy);
     if (changed.local.empty()) continue;
     if (!logits.requires_grad()) {
-      refuse("autograd finds no way from the model's logits to its input embeddings; the function "
-             "must be differentiable and must not detach them or switch gradients off");
+      refuse(
+          "autograd finds no way from the model's logits to its input embeddings; the function "
+          "must be differentiable and must not detach them or switch gradients off");
     }
     ops::entropy_adjoint_(seed, s.argmax, s.max_prob, s.entropy,
                           weight.index_select(0, asked_place));

@@ -2,12 +2,11 @@
 // (transformer.cpp) and its adjoint (transformer_adjoint.cpp).
 #pragma once
 
-#include "tabes/transformer.h"
-
 #include <vector>
 
 #include "decode/rows.h"
 #include "model/linear.h"
+#include "tabes/transformer.h"
 
 namespace tabes {
 

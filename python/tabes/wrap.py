@@ -56,8 +56,9 @@ def wrap(
     something with ``.logits``. Sequences of one length are one call; nothing is ever padded.
 
     A transformers model is switched to an attention of ours that computes what its own "sdpa" does
-    and leaves inactive rows out of the gradient (ActiveQueryAttention). Other modules get the
-    ordinary gradient, whatever `adjoint` says. Frozen contexts are to be had from `tabes.load`
+    and leaves inactive rows out of the gradient (ActiveQueryAttention); a model that mixes
+    positions elsewhere as well, by convolutions say, needs ``adjoint="dense"``. Other modules get
+    the ordinary gradient, whatever `adjoint` says. Frozen contexts are to be had from `tabes.load`
     only: steer with ``tabes.BoE(context="exact")`` or "boe_paper".
 
     The model is used as it is, not copied: it must stay in eval mode. Parameters keep their

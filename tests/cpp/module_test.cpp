@@ -4,7 +4,6 @@
 #include <torch/csrc/jit/api/module.h>
 
 #include <filesystem>
-#include <set>
 
 #include "decode/rows.h"
 #include "plain_dispatch.h"
@@ -136,6 +135,23 @@ TEST_F(Module, FunctionSeesGroupsOfEqualLengthAndTheirActiveRows) {
   // What a caller does to the logits does not reach the features.
   model.project(features).zero_();
   EXPECT_GT(features.abs().sum().item<double>(), 0);
+}
+
+TEST_F(Module, OnlySequencesWithCandidatesAreDifferentiated) {
+  const auto model = make_module(script(out), table, info_of());
+  const EntropyGradient all = ask(*model, offset);
+  candidates = row_set({1, 4, 17}, {0, 2, 2, 3}, at::kCPU);
+  const at::Tensor kept = at::tensor({0, 1, 3}, at::kLong);
+  const EntropyGradient some = ask(*model, offset.index_select(0, kept));
+  EXPECT_TRUE(some.gradient.allclose(all.gradient.index_select(0, kept)));
+  EXPECT_EQ(some.forward_rows, 19);
+  EXPECT_EQ(some.backward_rows, 14);
+  // Nor are sequences computed in which nothing is asked.
+  probes = row_set({3, 12, 14}, {0, 1, 1, 3}, at::kCPU);
+  const EntropyGradient fewer = ask(*model, offset.index_select(0, kept));
+  EXPECT_TRUE(fewer.gradient.allclose(some.gradient));
+  EXPECT_TRUE(fewer.entropy.allclose(some.entropy.index_select(0, at::tensor({0, 2, 3}))));
+  EXPECT_EQ(fewer.forward_rows, 14);
 }
 
 TEST_F(Module, BadModelsAreRefused) {

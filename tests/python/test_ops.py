@@ -10,6 +10,8 @@ import tabes  # noqa: F401  -- registers the operators
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ops = torch.ops.tabes
 
 

@@ -1,4 +1,4 @@
-"""Wrapped models: transformers' own logits, plain autograd's gradients, the native model's decodes."""
+"""Wrapped models against transformers, plain autograd and the native model."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import transformers
 from reference import Reference, influence
 from torch import nn
 from torch.nn import functional as F
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MASK = 3
 SIZES: dict[str, Any] = dict(

@@ -51,8 +51,9 @@ class ModuleDenoiser final : public Denoiser {
                     std::unique_ptr<Context>* kept = nullptr) const override;
   at::Tensor project(const at::Tensor& features) const override;
 
-  // The adjoint computes every row of the sequences that hold probes, and is counted so. Throws
-  // InputError if the logits do not depend on the embeddings in a way autograd can follow.
+  // Computes, and counts, every row of the sequences that hold probes, in both directions and
+  // through the vocabulary projection. Throws InputError if autograd finds no way from the logits
+  // to the embeddings.
   EntropyGradient entropy_gradient(const GradientRequest& request) const override;
 
  private:

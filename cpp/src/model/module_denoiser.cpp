@@ -182,7 +182,6 @@ EntropyGradient ModuleDenoiser::entropy_gradient(const GradientRequest& request)
                                     active.count() < group.count() ? &active : nullptr})
                                   .index_select(0, to_tensor(asked.local, info_.device));
     result.forward_rows += group.count();
-    result.backward_rows += group.count();
     result.head_rows += group.count();
 
     at::Tensor seed = logits.detach().clone(at::MemoryFormat::Contiguous);
@@ -206,6 +205,7 @@ EntropyGradient ModuleDenoiser::entropy_gradient(const GradientRequest& request)
       refuse("the model's logits do not depend on its input embeddings as far as autograd can see");
     }
     result.gradient.index_copy_(0, place, gradient.detach());
+    result.backward_rows += group.count();
   }
   return result;
 }

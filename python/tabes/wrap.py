@@ -83,7 +83,7 @@ def wrap(
         InputError: the model is in training mode, its embeddings cannot be reached, it returns no
             logits or of another shape, it is causal, no mask token is known, or (transformers
             models) its logits for embeddings differ from those for the same tokens.
-        DeviceError: the dtype is not one of the above.
+        DeviceError: the dtype is not one of the above, or the device neither CPU nor CUDA.
     """
     if not callable(model):
         raise InputError(f"model is a {type(model).__name__}, which cannot be called")
@@ -131,8 +131,13 @@ def wrap(
     )
     wrapped = Model(core, tokenizer=text)
     if _is_pretrained(model):
-        _install(model)
-        _probe(model, wrapped)
+        before = model.config._attn_implementation  # type: ignore[attr-defined]
+        try:
+            _install(model)
+            _probe(model, wrapped)
+        except BaseException:
+            model.set_attn_implementation(before)  # type: ignore[attr-defined]
+            raise
     return wrapped
 
 
@@ -452,7 +457,7 @@ def _probe(model: Any, wrapped: Model) -> None:
         )
     if not calls:
         warnings.warn(
-            f"the attention of {name} does not go through transformers' AttentionInterface: "
+            f"the attention of {name} cannot be replaced through transformers' AttentionInterface: "
             "influence scores will have the gradient of all rows (adjoint='dense')",
             stacklevel=3,
         )

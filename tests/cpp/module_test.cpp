@@ -171,6 +171,7 @@ TEST_F(Module, BadModelsAreRefused) {
   EXPECT_THROW(ModuleDenoiser(info_of(), at::ones({3}), good), InputError);
   EXPECT_THROW(ModuleDenoiser(info_of(), {}, good), InputError);
   EXPECT_THROW(ModuleDenoiser(info_of(), table.to(at::kHalf), good), DeviceError);
+  EXPECT_THROW(ModuleDenoiser(info_of(), table.to(at::kMeta), good), DeviceError);
   ModelInfo info = info_of();
   info.mask_token_id = kVocab;
   EXPECT_THROW(ModuleDenoiser(info, table, good), InputError);

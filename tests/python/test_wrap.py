@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -503,7 +504,9 @@ def test_positions_counted_from_the_padding_id() -> None:
 def test_attention_out_of_reach_is_said() -> None:
     config = transformers.DebertaV2Config(**SIZES, type_vocab_size=0)
     model = transformers.DebertaV2ForMaskedLM(config).eval()
-    with pytest.warns(UserWarning, match="does not go through transformers' AttentionInterface"):
+    with pytest.warns(
+        UserWarning, match="cannot be replaced through transformers' AttentionInterface"
+    ):
         wrapped = tabes.wrap(model, mask_token_id=MASK)
     tokens = canvas(20, 1)
     sets = [[s] for s in split(tokens)]
@@ -511,6 +514,29 @@ def test_attention_out_of_reach_is_said() -> None:
         tabes.influence(wrapped, [tokens], *sets, adjoint=a).tis[0] for a in ("active", "dense")
     )
     assert torch.equal(active, dense)
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert", "esm"])
+def test_bfloat16_stays_near(name: str) -> None:
+    exact, rounded = (
+        tabes.wrap(make(name, dtype), mask_token_id=MASK)
+        for dtype in (torch.float64, torch.bfloat16)
+    )
+    tokens = canvas(30, 3)
+    assert relative(rounded.logits([tokens]), exact.logits([tokens])) <= 0.05
+    a, b = (
+        tabes.influence(m, [tokens], *([s] for s in split(tokens)), alpha=0.0).tis[0]
+        for m in (exact, rounded)
+    )
+    assert relative(b, a) <= 0.3
+    out = tabes.generate(rounded, tokens, steps=3, policy="boe_paper")
+    assert not (out.tokens == MASK).any()
+
+
+def test_transformers_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    wrapped = tabes.wrap(Known(), mask_token_id=MASK)
+    assert tabes.generate(wrapped, [5, 3, 3, 3, 6], steps=2, policy="boe_paper").finished
 
 
 # ---- Errors --------------------------------------------------------------------------------------
@@ -649,8 +675,11 @@ def of_inference_mode() -> Any:
     ],
 )
 def test_models_that_cannot_be_wrapped(build: Callable[[], Any], message: str) -> None:
+    model = build()
     with pytest.raises(tabes.InputError, match=message):
-        tabes.wrap(build(), mask_token_id=MASK)
+        tabes.wrap(model, mask_token_id=MASK)
+    if isinstance(model, transformers.PreTrainedModel):
+        assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,10 @@ ModuleDenoiser::ModuleDenoiser(ModelInfo info, const at::Tensor& embedding_table
     throw DeviceError(text("the embedding table is ", type,
                            "; models are float32, bfloat16, or float64 for verification"));
   }
+  if (!embedding_table.is_cpu() && !embedding_table.is_cuda()) {
+    throw DeviceError(text("the embedding table is on ", embedding_table.device(),
+                           "; models run on \"cpu\" or \"cuda\""));
+  }
   table_ = embedding_table.is_inference() ? embedding_table.clone() : embedding_table.detach();
   info_.vocab_size = table_.size(0);
   info_.hidden_size = table_.size(1);
@@ -185,7 +189,7 @@ EntropyGradient ModuleDenoiser::entropy_gradient(const GradientRequest& request)
     result.head_rows += group.count();
 
     at::Tensor seed = logits.detach().clone(at::MemoryFormat::Contiguous);
-    seed.index_fill_(1, request.forbidden.clone(), -std::numeric_limits<double>::infinity());
+    seed.index_fill_(1, request.forbidden, -std::numeric_limits<double>::infinity());
     const ops::RowStatistics s = ops::row_statistics(seed);
     result.entropy.index_copy_(0, asked_place, s.entropy);
     if (changed.local.empty()) continue;

@@ -5,7 +5,6 @@
 #include <ATen/ops/layer_norm.h>
 #include <ATen/ops/tensor.h>
 
-#include <algorithm>
 #include <cmath>
 
 #include "messages.h"

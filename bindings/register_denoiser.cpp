@@ -6,6 +6,7 @@
 #include "tabes/denoiser.h"
 #include "tabes/error.h"
 #include "tabes/generate.h"
+#include "tabes/module_denoiser.h"
 
 namespace tabes::python {
 namespace {
@@ -45,6 +46,19 @@ std::shared_ptr<const Denoiser> load_named(const std::string& directory, const s
   };
   const py::gil_scoped_release unlocked;
   return load(directory, options);
+}
+
+// A Python function (embeddings, tokens, active, cu_active) -> logits. pybind11 takes the
+// interpreter lock for the call and for letting go of the function.
+using PythonFunction =
+    std::function<at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                             const std::vector<int64_t>&)>;
+
+ModuleFunction module_function(PythonFunction function) {
+  return [function = std::move(function)](const ModuleCall& call) {
+    if (!call.active) return function(call.embeddings, call.tokens, std::nullopt, {});
+    return function(call.embeddings, call.tokens, call.active->rows, call.active->cu_rows);
+  };
 }
 
 }  // namespace
@@ -92,6 +106,31 @@ void register_denoiser(py::module_& m) {
       py::arg("directory"), py::arg("device") = "cpu", py::arg("dtype") = "float32",
       py::arg("mask_token_id") = std::nullopt, py::arg("prepack") = true,
       py::arg("progress") = nullptr, "Load a checkpoint folder.");
+
+  m.def(
+      "module_denoiser",
+      [](PythonFunction function, const at::Tensor& embedding_table, std::string family,
+         int64_t mask_token_id, int64_t max_length, int64_t num_layers, int64_t parameters,
+         std::vector<int64_t> eos_token_ids, std::optional<int64_t> bos_token_id,
+         std::optional<int64_t> pad_token_id, bool logit_shift) {
+        ModelInfo info;
+        info.family = std::move(family);
+        info.mask_token_id = mask_token_id;
+        info.max_length = max_length;
+        info.num_layers = num_layers;
+        info.parameters = parameters;
+        info.eos_token_ids = std::move(eos_token_ids);
+        info.bos_token_id = bos_token_id;
+        info.pad_token_id = pad_token_id;
+        info.logit_shift = logit_shift;
+        return std::static_pointer_cast<Denoiser>(std::make_shared<ModuleDenoiser>(
+            std::move(info), embedding_table, module_function(std::move(function))));
+      },
+      py::arg("function"), py::arg("embedding_table"), py::kw_only(), py::arg("family"),
+      py::arg("mask_token_id"), py::arg("max_length"), py::arg("num_layers"), py::arg("parameters"),
+      py::arg("eos_token_ids"), py::arg("bos_token_id"), py::arg("pad_token_id"),
+      py::arg("logit_shift"),
+      "A model made of a table of input embeddings and a function from embeddings to logits.");
 }
 
 }  // namespace tabes::python

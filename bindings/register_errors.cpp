@@ -1,4 +1,5 @@
 #include <c10/util/Exception.h>
+#include <torch/csrc/Exceptions.h>
 
 #include "bindings.h"
 #include "tabes/error.h"
@@ -34,6 +35,9 @@ void register_errors(py::module_& m) {
   py::register_exception_translator([](std::exception_ptr pointer) {
     try {
       if (pointer) std::rethrow_exception(pointer);
+    } catch (python_error& e) {
+      // From a Python function in autograd's backward pass. The engine has usually restored it.
+      e.restore();
     } catch (const CheckpointError& e) {
       PyErr_SetString(checkpoint_error, e.what());
     } catch (const InputError& e) {

@@ -37,6 +37,7 @@ from tabes.convert import convert
 from tabes.generation import GenerateOutput, generate
 from tabes.influence import influence
 from tabes.model import Model, load
+from tabes.wrap import wrap
 
 __all__ = [
     "BoE",
@@ -63,6 +64,7 @@ __all__ = [
     "load",
     "make_policy",
     "policy_names",
+    "wrap",
 ]
 
 

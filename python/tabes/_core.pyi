@@ -58,6 +58,25 @@ def load(
     prepack: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Denoiser: ...
+def module_denoiser(
+    function: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, list[int]], torch.Tensor],
+    embedding_table: torch.Tensor,
+    *,
+    family: str,
+    mask_token_id: int,
+    max_length: int,
+    num_layers: int,
+    parameters: int,
+    eos_token_ids: list[int],
+    bos_token_id: int | None,
+    pad_token_id: int | None,
+    logit_shift: bool,
+) -> Denoiser:
+    """A model made of a table of input embeddings [V, D] and a function.
+
+    The function takes embeddings [B, L, D], tokens [B, L], the active rows of [B * L] (None: all)
+    and their offsets by sequence, and returns logits [B, L, V].
+    """
 
 class Predictions:
     """What the model predicts at n rows: tensors [n]."""

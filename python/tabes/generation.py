@@ -163,7 +163,7 @@ def generate(
     """Fills the masked positions of one sequence or a batch.
 
     Args:
-        model: from `tabes.load`.
+        model: from `tabes.load` or `tabes.wrap`.
         tokens_or_prompt: one sequence or a batch: token ids (tensor or array [L] or [B, L], list,
             or list of lists of any lengths) with the mask id wherever something is to be filled;
             text, or a list of texts, with ``[MASK]`` at such places; or chat messages (dicts with

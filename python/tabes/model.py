@@ -34,16 +34,24 @@ _LONG_LOAD = 1 << 30  # bytes; below this a progress bar would only flicker
 
 
 class Model:
-    """A loaded masked diffusion model: the C++ model and the folder it came from.
+    """A masked diffusion model: the C++ model and where it came from.
 
     Attributes:
         core: the compiled ``Denoiser``.
-        path: the checkpoint folder, None for a model made in memory.
+        path: the checkpoint folder, None for a wrapped model.
     """
 
-    def __init__(self, core: _core.Denoiser, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        core: _core.Denoiser,
+        path: Path | None = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
         self.core = core
         self.path = path
+        if tokenizer is not None:
+            self.tokenizer = tokenizer
 
     @property
     def info(self) -> ModelInfo:
@@ -52,7 +60,7 @@ class Model:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The checkpoint's tokenizer, read at first use; None if the folder has none.
+        """The checkpoint's tokenizer, read at first use; None if there is none.
 
         Raises CheckpointError if its files are damaged.
         """

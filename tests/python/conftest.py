@@ -25,6 +25,16 @@ def _keep_global_rng() -> Iterator[None]:
     torch.set_rng_state(state)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tiny tensors: on a busy machine threads that wait for each other take a hundred times as
+    long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def demo_model() -> tabes.Model:
     return tabes.load(tabes.demo_checkpoint())

@@ -50,6 +50,7 @@ struct BoEOptions {
 // [0, 1] within their sequence (1 for all where they are equal). All other eligible rows come
 // after the candidates, by confidence. A sequence without probes, or with no more candidates than
 // rows to reveal, is ordered by confidence at no cost, since influence could change nothing.
+// With a model that keeps no context (ModuleDenoiser) a frozen one is replaced by the exact one.
 class BoE final : public Policy {
  public:
   // Throws InputError for an option out of range.

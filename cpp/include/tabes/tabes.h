@@ -7,5 +7,6 @@
 #include "tabes/error.h"
 #include "tabes/generate.h"
 #include "tabes/influence.h"
+#include "tabes/module_denoiser.h"
 #include "tabes/policy.h"
 #include "tabes/transformer.h"

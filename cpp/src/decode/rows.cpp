@@ -1,5 +1,6 @@
 #include "decode/rows.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 
@@ -62,6 +63,15 @@ RowSet row_set(std::vector<int64_t> rows, std::vector<int64_t> cu_rows, at::Devi
 
 RowSet all_rows(const PackedBatch& batch) {
   return {at::arange(batch.rows(), batch.tokens.options()), batch.cu_seqlens};
+}
+
+RowSet predicting(const PackedBatch& batch, const RowSet& rows) {
+  std::vector<int64_t> first(rows.count());
+  for (int64_t b = 0; b < batch.size(); ++b) {
+    std::fill(first.begin() + rows.cu_rows[b], first.begin() + rows.cu_rows[b + 1],
+              batch.cu_seqlens[b]);
+  }
+  return {(rows.rows - 1).maximum(to_tensor(first, rows.rows.device())), rows.cu_rows};
 }
 
 }  // namespace tabes

@@ -22,6 +22,10 @@ RowSet row_set(std::vector<int64_t> rows, std::vector<int64_t> cu_rows, at::Devi
 // Every row of the batch.
 RowSet all_rows(const PackedBatch& batch);
 
+// The rows whose outputs predict `rows` in a model with ModelInfo::logit_shift: row i is predicted
+// at i - 1, a sequence's first row by its own output.
+RowSet predicting(const PackedBatch& batch, const RowSet& rows);
+
 at::Tensor to_tensor(const std::vector<int64_t>& values, at::Device device = at::kCPU);
 
 }  // namespace tabes

@@ -5,7 +5,6 @@
 #include <ATen/ops/layer_norm.h>
 #include <ATen/ops/tensor.h>
 
-#include <algorithm>
 #include <cmath>
 
 #include "messages.h"
@@ -33,17 +32,6 @@ at::Tensor positions_of(const std::vector<int64_t>& cu_seqlens, at::Device devic
     for (int64_t i = cu_seqlens[b]; i < cu_seqlens[b + 1]; ++i) host[i] = i - cu_seqlens[b];
   }
   return at::tensor(host, at::kLong).to(device);
-}
-
-RowSet Transformer::predicting(const PackedBatch& batch, const RowSet& rows) const {
-  if (!config_.logit_shift) return rows;
-  // Row i is predicted by the output at i - 1; a sequence's first row by its own.
-  std::vector<int64_t> first(rows.count());
-  for (int64_t b = 0; b < batch.size(); ++b) {
-    std::fill(first.begin() + rows.cu_rows[b], first.begin() + rows.cu_rows[b + 1],
-              batch.cu_seqlens[b]);
-  }
-  return {(rows.rows - 1).maximum(at::tensor(first, at::kLong).to(info_.device)), rows.cu_rows};
 }
 
 at::Tensor Transformer::embed(const at::Tensor& tokens, const at::Tensor& positions) const {
@@ -129,7 +117,7 @@ at::Tensor Transformer::encode(const PackedBatch& batch, const RowSet& rows, con
   const PlainDispatch plain;
   check_lengths(batch);
   Pass pass{positions_of(batch.cu_seqlens, info_.device), batch.cu_seqlens, batch.cu_seqlens,
-            predicting(batch, rows)};
+            outputs_for(batch, rows)};
   std::unique_ptr<FrozenContext> context;
   if (kept) {
     context = std::make_unique<FrozenContext>();

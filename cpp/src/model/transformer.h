@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "decode/rows.h"
 #include "model/linear.h"
 #include "tabes/transformer.h"
 
@@ -88,7 +89,9 @@ class Transformer final : public Denoiser {
 
   void check_lengths(const PackedBatch& batch) const;
   // The rows whose outputs predict `rows`.
-  RowSet predicting(const PackedBatch& batch, const RowSet& rows) const;
+  RowSet outputs_for(const PackedBatch& batch, const RowSet& rows) const {
+    return config_.logit_shift ? predicting(batch, rows) : rows;
+  }
   at::Tensor embed(const at::Tensor& tokens, const at::Tensor& positions) const;
   at::Tensor mlp(const Layer& layer, const at::Tensor& x, const Pass& pass, LayerTape* tape,
                  bool last) const;

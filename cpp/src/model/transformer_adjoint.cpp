@@ -172,7 +172,7 @@ EntropyGradient Transformer::entropy_gradient(const GradientRequest& request) co
   const PackedBatch& batch = request.batch;
   check_lengths(batch);
   const at::Tensor &active = request.active.rows, &candidates = request.candidates.rows;
-  const RowSet outputs = predicting(batch, request.probes);
+  const RowSet outputs = outputs_for(batch, request.probes);
   auto* frozen = static_cast<FrozenContext*>(request.frozen);
   if (frozen) {
     if (!frozen->overwritten.defined()) frozen->overwritten = active;

@@ -8,7 +8,6 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/zeros_like.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -271,7 +270,6 @@ TORCH_LIBRARY_IMPL(tabes, Meta, m) {
 }
 TORCH_LIBRARY_IMPL(tabes, Autograd, m) {
   m.impl("active_query_attention", forward_autograd);
-  m.impl("active_query_attention_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
 AttentionGradient active_query_attention_backward(

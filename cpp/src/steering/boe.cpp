@@ -44,7 +44,7 @@ std::vector<double> minmax(const std::vector<double>& values) {
   const auto [low, high] = std::minmax_element(values.begin(), values.end());
   const double base = *low, width = *high - *low;
   std::vector<double> scaled(values.size(), 1.0);
-  if (width > 0) {
+  if (width != 0) {  // NaN as well, so that it reaches the scores
     std::transform(values.begin(), values.end(), scaled.begin(),
                    [&](double v) { return (v - base) / width; });
   }
@@ -178,6 +178,8 @@ Scores BoE::score(const StepContext& context) const {
     return row_set(std::move(rows), cu, context.model.info().device);
   };
   InfluenceOptions options = influence_options(o);
+  // A model without frozen contexts is steered all the same, at the exact one's cost.
+  if (!context.context) options.context = ContextKind::exact;
   options.poll = context.poll;
   const RowSet candidate_rows = rows_of(candidates, cu_c), probe_rows = rows_of(probes, cu_p);
   const at::Tensor features =

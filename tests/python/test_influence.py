@@ -181,7 +181,7 @@ def test_hundred_decodes_equal_a_plain_pytorch_loop(preset: str, demo_reference:
 
 def test_trace_of_a_steered_decode(demo_model: tabes.Model) -> None:
     tokens = torch.tensor([1] + [3] * 30 + [2])
-    out = tabes.generate(demo_model, tokens, steps=6, policy=tabes.BoE(context="frozen"))
+    out = tabes.generate(demo_model, tokens, steps=6, policy=tabes.BoE(rho=0.25))
     first = out.trace[0]
     quota = 5
     assert len(first.position) == quota

@@ -709,13 +709,18 @@ def test_training_mode_after_wrapping_is_refused() -> None:
     wrapped.logits([canvas(9, 1)])
 
 
-def test_frozen_context_is_refused() -> None:
+def test_there_is_no_frozen_context() -> None:
     wrapped = tabes.wrap(make("bert"), mask_token_id=MASK)
     tokens = canvas(20, 1)
     with pytest.raises(tabes.InputError, match="no frozen context"):
         tabes.influence(wrapped, [tokens], *([s] for s in split(tokens)), context="frozen")
-    with pytest.raises(tabes.InputError, match="no frozen context"):
-        tabes.generate(wrapped, tokens, steps=8, policy=tabes.BoE(context="frozen"))
+    # The policy takes the exact context instead.
+    frozen, exact = (
+        tabes.generate(wrapped, tokens, steps=8, policy=tabes.BoE(context=context))
+        for context in ("frozen", "exact")
+    )
+    assert frozen.tokens.tolist() == exact.tokens.tolist()
+    assert frozen.backward_rows == exact.backward_rows > 0
 
 
 @pytest.fixture(autouse=True)

@@ -24,15 +24,16 @@ struct BoEOptions {
   double n_candidates = 3;
   bool per_quota = true;
   Prefilter prefilter = Prefilter::confidence;
-  std::vector<double> alpha{0.5};  // see InfluenceOptions
+  std::vector<double> alpha{0.4};  // see InfluenceOptions
   double tau = 1.0;
   double gamma = 1.0;          // weight of the confidence, as its exponent
   double anti_collapse = 0.0;  // lambda, weight of the penalty below
   // The penalty's entropy floor in nats at the first step; it falls to 0 in proportion to the
   // steps left.
   double h_max = 0.3;
-  // At most ceil(rho * L) probes, L being the length of the whole sequence.
-  double rho = 0.25;
+  // At most ceil(rho * L) probes, L being the length of the whole sequence. All of them measured
+  // best; fewer cost less.
+  double rho = 1.0;
   ProbeRule probes = ProbeRule::least_entropic;
   int64_t halo = 0;
   ContextKind context = ContextKind::frozen;

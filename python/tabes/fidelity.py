@@ -39,7 +39,7 @@ class Setting:
         return ", ".join(parts)
 
 
-# alpha alone, several points, then what widens or narrows the rows that take part.
+# Points one by one and averaged, both adjoints; then tau, a halo, and the frozen context.
 DEFAULT_SETTINGS = (
     *(
         Setting(alpha=alpha, adjoint=adjoint)
@@ -48,11 +48,11 @@ DEFAULT_SETTINGS = (
     ),
     Setting(tau=0.0),
     Setting(tau=0.5),
-    *(Setting(halo=halo) for halo in (1, 2, 4)),
+    Setting(halo=1),
     *(
         Setting(alpha=alpha, halo=halo, context="frozen")
-        for alpha in ((0.5,), (0.25, 0.5))
         for halo in (0, 1, 2)
+        for alpha in ((0.3,), (0.4,), (0.5,), (0.25, 0.5))
     ),
 )
 

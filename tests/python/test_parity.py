@@ -1,51 +1,20 @@
 """Logits against independent PyTorch computations, on real weights and on random ones."""
 
-import math
 from pathlib import Path
 
 import pytest
 import tabes
 import torch
-import torch.nn.functional as F
+from reference import bert
 from safetensors.torch import load_file
-
-
-def bert_logits(folder: Path, tokens: torch.Tensor, heads: int, layers: int) -> torch.Tensor:
-    """BERT's masked LM written out from its definition (Devlin et al., arXiv 1810.04805), fp64."""
-    w = {k: v.double() for k, v in load_file(folder / "model.safetensors").items()}
-
-    def dense(x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
-
-    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], 1e-12)
-
-    e = "bert.embeddings."
-    x = w[e + "word_embeddings.weight"][tokens]
-    x = x + w[e + "position_embeddings.weight"][: len(tokens)]
-    x = norm(x + w[e + "token_type_embeddings.weight"][0], e + "LayerNorm")
-    width = x.shape[-1] // heads
-    for i in range(layers):
-        at = f"bert.encoder.layer.{i}."
-        q, k, v = (
-            dense(x, f"{at}attention.self.{n}").view(len(x), heads, width).transpose(0, 1)
-            for n in ("query", "key", "value")
-        )
-        mixed = (q @ k.transpose(1, 2) / math.sqrt(width)).softmax(-1) @ v
-        mixed = mixed.transpose(0, 1).reshape(len(x), -1)
-        x = norm(x + dense(mixed, f"{at}attention.output.dense"), f"{at}attention.output.LayerNorm")
-        h = dense(F.gelu(dense(x, f"{at}intermediate.dense")), f"{at}output.dense")
-        x = norm(x + h, f"{at}output.LayerNorm")
-    h = F.gelu(dense(x, "cls.predictions.transform.dense"))
-    h = norm(h, "cls.predictions.transform.LayerNorm")
-    return h @ w[e + "word_embeddings.weight"].T + w["cls.predictions.bias"]
 
 
 def test_rxnfp_single_and_ragged(rxnfp_checkpoint: Path, rxnfp_model: tabes.Model) -> None:
     generator = torch.Generator().manual_seed(0)
     batch = [torch.randint(11, 591, (n,), generator=generator) for n in (40, 7, 1, 129, 129, 512)]
     batch[0][5:20] = rxnfp_model.info.mask_token_id
-    wanted = [bert_logits(rxnfp_checkpoint, t, heads=4, layers=12) for t in batch]
+    reference = bert(rxnfp_checkpoint, 4, rxnfp_model.info.mask_token_id)
+    wanted = [reference.logits(reference.table[t], None) for t in batch]
     together = rxnfp_model.logits(batch)
     for tokens, logits, reference in zip(batch, together, wanted, strict=True):
         assert (logits - reference).abs().max() <= 2e-5

@@ -12,7 +12,7 @@ EXAMPLES = re.findall(r"<!-- tested: (\w+) -->\n```\w+\n(.*?)```", README, re.S)
 
 
 def test_there_are_examples() -> None:
-    assert sorted(kind for kind, _ in EXAMPLES) == ["python", "python", "shell"]
+    assert sorted(kind for kind, _ in EXAMPLES) == ["python", "python", "python", "shell"]
 
 
 @pytest.mark.parametrize(("kind", "code"), EXAMPLES)

@@ -6,7 +6,8 @@ For every size, length, share rho of active rows and dtype, interleaved: our pla
 confidence), our BoE step with frozen context, with exact context, and with exact context and the
 dense adjoint; and on the same weights in plain PyTorch a plain step, a BoE step by naive autograd
 (input gradients only, logits of the probe rows only) and one with stopped gradients at inactive
-rows. Half of the canvas is masked; three candidates; rho * L probes. Ratios are to our plain step,
+rows. Half of the canvas is masked; three candidates and as many probes as make rho * L
+active rows. Ratios are to our plain step,
 for PyTorch to PyTorch's. Then peak memory, each variant in its own process.
 """
 
@@ -42,6 +43,11 @@ def canvas(length: int) -> Tensor:
     tokens = torch.randint(4, 1000, (length,), generator=generator)
     tokens[torch.randperm(length, generator=generator)[: length // 2 + 4]] = MASK
     return tokens
+
+
+def probes(rho: float, length: int) -> int:
+    """As many as make candidates and probes together the share rho of the rows."""
+    return int(rho * length) - CANDIDATES
 
 
 def our_step(model: tabes.Model, tokens: Tensor, policy: Any) -> tuple[float, tabes.StepRecord]:
@@ -88,7 +94,7 @@ def torch_boe(module: LLaDA, tokens: Tensor, rho: float, stop: bool) -> Tensor:
     chosen, rest = order[:CANDIDATES], order[CANDIDATES:]
     with torch.no_grad():
         spread = entropy(logits[rest]).argsort(stable=True)
-        probes = masked[rest[spread[: int(rho * len(tokens))]]]
+        at_probes = masked[rest[spread[: probes(rho, len(tokens))]]]
         delta = logits[chosen].softmax(-1).to(table.dtype) @ table - table[MASK]
         x = table[tokens]
     at = masked[chosen]
@@ -96,8 +102,8 @@ def torch_boe(module: LLaDA, tokens: Tensor, rho: float, stop: bool) -> Tensor:
     active = None
     if stop:
         active = torch.zeros(len(tokens), dtype=torch.bool)
-        active[at] = active[probes] = True
-    phi = entropy(predictions(module, x.index_copy(0, at, leaf)[None], probes, active)).sum()
+        active[at] = active[at_probes] = True
+    phi = entropy(predictions(module, x.index_copy(0, at, leaf)[None], at_probes, active)).sum()
     return -(torch.autograd.grad(phi, leaf)[0].float() * delta.float()).sum(-1)
 
 
@@ -116,7 +122,7 @@ def measure(name: str, dtype: str, length: int, rhos: list[float], repeats: int)
     results = []
     for rho in rhos:
         policies = {
-            key: tabes.BoE(n_candidates=CANDIDATES, rho=rho, **options)
+            key: tabes.BoE(n_candidates=CANDIDATES, rho=probes(rho, length) / length, **options)
             for key, options in OURS.items()
         }
         times: dict[str, list[float]] = {
@@ -184,7 +190,7 @@ def peak_of(variant: str, folder: str, queue: multiprocessing.Queue) -> None:
         policy = (
             "confidence"
             if name == "plain"
-            else tabes.BoE(n_candidates=CANDIDATES, rho=0.25, **OURS[name])
+            else tabes.BoE(n_candidates=CANDIDATES, rho=probes(0.25, 512) / 512, **OURS[name])
         )
         for _ in range(2):
             our_step(model, tokens, policy)

@@ -5,7 +5,8 @@
 
 #include <map>
 
-#include "decode/rows.h"
+#include "batch/rows.h"
+#include "batch/select.h"
 #include "steering/score.h"
 #include "tabes/boe.h"
 #include "tabes/error.h"

@@ -5,7 +5,7 @@
 
 #include <filesystem>
 
-#include "decode/rows.h"
+#include "batch/rows.h"
 #include "plain_dispatch.h"
 #include "tabes/error.h"
 #include "tabes/generate.h"

@@ -11,13 +11,13 @@
 #include <limits>
 #include <numeric>
 
+#include "batch/rows.h"
+#include "batch/select.h"
 #include "decode/predict.h"
-#include "decode/rows.h"
 #include "decode/schedule.h"
 #include "messages.h"
 #include "plain_dispatch.h"
 #include "random/philox.h"
-#include "steering/score.h"
 
 namespace tabes {
 namespace {

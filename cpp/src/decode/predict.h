@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "decode/rows.h"
+#include "batch/rows.h"
 #include "tabes/generate.h"
 
 namespace tabes {

@@ -5,7 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "decode/rows.h"
+#include "batch/rows.h"
 
 namespace tabes {
 

@@ -10,7 +10,7 @@
 #include <limits>
 #include <map>
 
-#include "decode/rows.h"
+#include "batch/rows.h"
 #include "messages.h"
 #include "ops/call.h"
 #include "ops/ops.h"

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "decode/rows.h"
+#include "batch/rows.h"
 #include "model/linear.h"
 #include "tabes/transformer.h"
 

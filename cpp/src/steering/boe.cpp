@@ -8,9 +8,9 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
-#include <numeric>
 
-#include "decode/rows.h"
+#include "batch/rows.h"
+#include "batch/select.h"
 #include "messages.h"
 #include "random/philox.h"
 #include "steering/score.h"
@@ -63,18 +63,6 @@ std::vector<double> boe_scores(const std::vector<double>& confidence,
   return score;
 }
 
-std::vector<int64_t> largest(const double* values, int64_t begin, int64_t end, int64_t count) {
-  std::vector<int64_t> order(end - begin);
-  std::iota(order.begin(), order.end(), begin);
-  count = std::min<int64_t>(count, static_cast<int64_t>(order.size()));
-  std::partial_sort(order.begin(), order.begin() + count, order.end(), [&](int64_t x, int64_t y) {
-    return values[x] > values[y] || (values[x] == values[y] && x < y);
-  });
-  order.resize(count);
-  std::sort(order.begin(), order.end());
-  return order;
-}
-
 BoEOptions BoEOptions::paper() {
   BoEOptions o;
   o.n_candidates = 3;
@@ -114,107 +102,145 @@ bool BoE::wants_context(const std::vector<int64_t>& step) const {
          std::any_of(step.begin(), step.end(), [&](int64_t s) { return s % options_.every == 0; });
 }
 
+namespace {
+
+// What the policy sees, on the host.
+struct Step {
+  Step(const StepContext& given, const BoEOptions& o)
+      : context(given),
+        confidence(given.predictions.confidence),
+        entropy(given.predictions.entropy),
+        filter(o.prefilter == Prefilter::margin ? given.predictions.margin
+                                                : given.predictions.confidence),
+        rows(given.eligible.rows.to(at::kCPU)) {}
+
+  int64_t row(int64_t i) const { return rows.const_data_ptr<int64_t>()[i]; }
+  RowSet rows_of(const std::vector<int64_t>& numbers, const std::vector<int64_t>& cu) const {
+    std::vector<int64_t> flat;
+    for (const int64_t i : numbers) flat.push_back(row(i));
+    return row_set(std::move(flat), cu, context.model.info().device);
+  }
+
+  const StepContext& context;
+  Column confidence, entropy, filter;
+  at::Tensor rows;
+};
+
+// Candidates and probes of every sequence, as numbers among the eligible rows.
+struct Sets {
+  std::vector<int64_t> candidates, probes, cu_candidates{0}, cu_probes{0};
+};
+
+// How early row i becomes a probe beside the candidates `chosen` of sequence b.
+double probe_rank(const Step& step, ProbeRule rule, size_t b, const std::vector<int64_t>& chosen,
+                  int64_t i) {
+  const StepContext& c = step.context;
+  switch (rule) {
+    case ProbeRule::least_entropic:
+      return -step.entropy[i];
+    case ProbeRule::most_entropic:
+      return step.entropy[i];
+    case ProbeRule::random:
+      return counter_uniform(c.seed, Stream::probe, c.sequence[b],
+                             step.row(i) - c.batch.cu_seqlens[b], c.step[b]);
+    case ProbeRule::nearest: {
+      int64_t distance = std::numeric_limits<int64_t>::max();
+      for (const int64_t other : chosen) {
+        distance = std::min(distance, std::abs(step.row(i) - step.row(other)));
+      }
+      return -static_cast<double>(distance);
+    }
+  }
+  TORCH_INTERNAL_ASSERT(false, "unknown probe rule");
+}
+
+// Adds sequence b's candidates and probes, none if the gradient could change nothing.
+void choose(const Step& step, const BoEOptions& o, size_t b, Sets& sets) {
+  const StepContext& c = step.context;
+  const int64_t begin = c.eligible.cu_rows[b], end = c.eligible.cu_rows[b + 1];
+  const double asked =
+      o.per_quota ? std::ceil(o.n_candidates * static_cast<double>(c.quota[b])) : o.n_candidates;
+  const auto r = static_cast<int64_t>(std::min(asked, static_cast<double>(end - begin)));
+  if (c.step[b] % o.every == 0 && end - begin >= o.min_masked && r > c.quota[b] &&
+      r < end - begin) {
+    const std::vector<int64_t> chosen = largest(step.filter.data(), begin, end, r);
+    std::vector<int64_t> rest;
+    std::vector<double> order;
+    for (int64_t i = begin; i < end; ++i) {
+      if (std::binary_search(chosen.begin(), chosen.end(), i)) continue;
+      rest.push_back(i);
+      order.push_back(probe_rank(step, o.probes, b, chosen, i));
+    }
+    const int64_t length = c.batch.cu_seqlens[b + 1] - c.batch.cu_seqlens[b];
+    const auto most = static_cast<int64_t>(std::ceil(o.rho * static_cast<double>(length)));
+    for (const int64_t i : largest(order.data(), 0, static_cast<int64_t>(rest.size()), most)) {
+      sets.probes.push_back(rest[i]);
+    }
+    sets.candidates.insert(sets.candidates.end(), chosen.begin(), chosen.end());
+  }
+  sets.cu_candidates.push_back(static_cast<int64_t>(sets.candidates.size()));
+  sets.cu_probes.push_back(static_cast<int64_t>(sets.probes.size()));
+}
+
+// Turns the confidences in `score` of a steered sequence b into BoE's scores.
+void rank(const Step& step, const BoEOptions& o, size_t b, const Sets& sets,
+          const double* influence, double* score) {
+  const StepContext& context = step.context;
+  const auto first = sets.candidates.begin() + sets.cu_candidates[b];
+  const std::vector<int64_t> own(first, sets.candidates.begin() + sets.cu_candidates[b + 1]);
+  if (own.empty()) return;
+  std::vector<double> c, t, h;
+  for (const int64_t i : own) {
+    c.push_back(step.confidence[i]);
+    t.push_back(influence[i]);
+    h.push_back(step.entropy[i]);
+  }
+  // No candidate's score is below -lambda h_max^2; every other row's is.
+  const double below = 2.0 + o.anti_collapse * o.h_max * o.h_max;
+  for (int64_t i = context.eligible.cu_rows[b]; i < context.eligible.cu_rows[b + 1]; ++i) {
+    score[i] -= below;
+  }
+  const double left = static_cast<double>(context.steps[b] - context.step[b]) /
+                      static_cast<double>(context.steps[b]);
+  const std::vector<double> scores =
+      boe_scores(c, t, h, {o.gamma, o.anti_collapse, o.h_max * left});
+  for (size_t k = 0; k < own.size(); ++k) score[own[k]] = scores[k];
+}
+
+}  // namespace
+
 Scores BoE::score(const StepContext& context) const {
   const BoEOptions& o = options_;
-  const RowSet& eligible = context.eligible;
-  const int64_t n = eligible.count();
-  const Column confidence(context.predictions.confidence), entropy(context.predictions.entropy);
-  const Column filter(o.prefilter == Prefilter::margin ? context.predictions.margin
-                                                       : context.predictions.confidence);
-  const at::Tensor row_numbers = eligible.rows.to(at::kCPU);
-  const int64_t* row = row_numbers.const_data_ptr<int64_t>();
+  const Step step(context, o);
+  Sets sets;
+  for (size_t b = 0; b + 1 < context.eligible.cu_rows.size(); ++b) choose(step, o, b, sets);
+  if (sets.candidates.empty()) return Scores(step.confidence.held);
 
-  // Candidates and probes of each sequence, as numbers among the eligible rows.
-  std::vector<int64_t> candidates, probes, cu_c{0}, cu_p{0};
-  for (size_t b = 0; b + 1 < eligible.cu_rows.size(); ++b) {
-    const int64_t begin = eligible.cu_rows[b], end = eligible.cu_rows[b + 1];
-    const int64_t quota = context.quota[b];
-    const double asked =
-        o.per_quota ? std::ceil(o.n_candidates * static_cast<double>(quota)) : o.n_candidates;
-    const int64_t r = static_cast<int64_t>(std::min(asked, static_cast<double>(end - begin)));
-    if (context.step[b] % o.every == 0 && end - begin >= o.min_masked && r > quota &&
-        r < end - begin) {
-      const std::vector<int64_t> chosen = largest(filter.data(), begin, end, r);
-      std::vector<int64_t> rest;
-      for (int64_t i = begin; i < end; ++i) {
-        if (!std::binary_search(chosen.begin(), chosen.end(), i)) rest.push_back(i);
-      }
-      const int64_t length = context.batch.cu_seqlens[b + 1] - context.batch.cu_seqlens[b];
-      const auto most = static_cast<int64_t>(std::ceil(o.rho * static_cast<double>(length)));
-      std::vector<double> rank;
-      for (const int64_t i : rest) {
-        switch (o.probes) {
-          case ProbeRule::least_entropic:
-            rank.push_back(-entropy[i]);
-            break;
-          case ProbeRule::most_entropic:
-            rank.push_back(entropy[i]);
-            break;
-          case ProbeRule::random:
-            rank.push_back(counter_uniform(context.seed, Stream::probe, context.sequence[b],
-                                           row[i] - context.batch.cu_seqlens[b], context.step[b]));
-            break;
-          case ProbeRule::nearest: {
-            int64_t distance = length;
-            for (const int64_t c : chosen) distance = std::min(distance, std::abs(row[i] - row[c]));
-            rank.push_back(-static_cast<double>(distance));
-            break;
-          }
-        }
-      }
-      for (const int64_t i : largest(rank.data(), 0, static_cast<int64_t>(rest.size()), most)) {
-        probes.push_back(rest[i]);
-      }
-      candidates.insert(candidates.end(), chosen.begin(), chosen.end());
-    }
-    cu_c.push_back(static_cast<int64_t>(candidates.size()));
-    cu_p.push_back(static_cast<int64_t>(probes.size()));
-  }
-  if (candidates.empty()) return Scores(confidence.held);
-
-  const auto rows_of = [&](const std::vector<int64_t>& numbers, const std::vector<int64_t>& cu) {
-    std::vector<int64_t> rows;
-    for (const int64_t i : numbers) rows.push_back(row[i]);
-    return row_set(std::move(rows), cu, context.model.info().device);
-  };
   InfluenceOptions options = influence_options(o);
   // A model without frozen contexts is steered all the same, at the exact one's cost.
   if (!context.context) options.context = ContextKind::exact;
   options.poll = context.poll;
-  const RowSet candidate_rows = rows_of(candidates, cu_c), probe_rows = rows_of(probes, cu_p);
+  const RowSet candidates = step.rows_of(sets.candidates, sets.cu_candidates);
+  const RowSet probes = step.rows_of(sets.probes, sets.cu_probes);
   const at::Tensor features =
-      context.features.index_select(0, to_tensor(candidates, context.features.device()));
-  const SurrogateScores surrogate =
-      surrogate_scores(context.model, {context.batch, candidate_rows, probe_rows, features,
-                                       context.forbidden, options, context.context});
+      context.features.index_select(0, to_tensor(sets.candidates, context.features.device()));
+  const SurrogateScores surrogate = surrogate_scores(
+      context.model,
+      {context.batch, candidates, probes, features, context.forbidden, options, context.context});
 
-  Scores result(confidence.held.clone());
+  const int64_t n = context.eligible.count();
+  Scores result(step.confidence.held.clone());
   result.influence = at::full({n}, std::numeric_limits<double>::quiet_NaN(), at::kDouble);
   result.probes = at::zeros({n}, at::kBool);
   result.forward_rows = surrogate.forward_rows;
   result.backward_rows = surrogate.backward_rows;
   result.head_rows = surrogate.head_rows;
-  double* score = result.score.data_ptr<double>();
+  for (const int64_t i : sets.probes) result.probes.data_ptr<bool>()[i] = true;
   double* influence = result.influence.data_ptr<double>();
   const double* tis = surrogate.tis.const_data_ptr<double>();
-  for (const int64_t i : probes) result.probes.data_ptr<bool>()[i] = true;
-  for (size_t b = 0; b + 1 < cu_c.size(); ++b) {
-    if (cu_c[b] == cu_c[b + 1]) continue;
-    const double left = static_cast<double>(context.steps[b] - context.step[b]) /
-                        static_cast<double>(context.steps[b]);
-    std::vector<double> c, t, h;
-    for (int64_t k = cu_c[b]; k < cu_c[b + 1]; ++k) {
-      c.push_back(confidence[candidates[k]]);
-      h.push_back(entropy[candidates[k]]);
-      t.push_back(tis[k]);
-      influence[candidates[k]] = tis[k];
-    }
-    // No candidate's score is below -lambda h_max^2; every other row's is.
-    const double below = 1.0 + o.anti_collapse * o.h_max * o.h_max;
-    for (int64_t i = eligible.cu_rows[b]; i < eligible.cu_rows[b + 1]; ++i) score[i] -= below + 1.0;
-    const std::vector<double> own = boe_scores(c, t, h, {o.gamma, o.anti_collapse, o.h_max * left});
-    for (size_t k = 0; k < own.size(); ++k)
-      score[candidates[cu_c[b] + static_cast<int64_t>(k)]] = own[k];
+  for (size_t k = 0; k < sets.candidates.size(); ++k) influence[sets.candidates[k]] = tis[k];
+  for (size_t b = 0; b + 1 < context.eligible.cu_rows.size(); ++b) {
+    rank(step, o, b, sets, influence, result.score.data_ptr<double>());
   }
   return result;
 }

@@ -8,7 +8,7 @@
 #include <limits>
 #include <numeric>
 
-#include "decode/rows.h"
+#include "batch/rows.h"
 #include "messages.h"
 #include "ops/ops.h"
 #include "plain_dispatch.h"

@@ -1,7 +1,6 @@
 // The arithmetic of a BoE score, apart from the model so that it can be tested by hand.
 #pragma once
 
-#include <cstdint>
 #include <vector>
 
 namespace tabes {
@@ -17,8 +16,5 @@ struct ScoreWeights {
 std::vector<double> boe_scores(const std::vector<double>& confidence,
                                const std::vector<double>& influence,
                                const std::vector<double>& entropy, const ScoreWeights& weights);
-
-// Numbers of the `count` largest values among [begin, end), ties to the lowest; increasing.
-std::vector<int64_t> largest(const double* values, int64_t begin, int64_t end, int64_t count);
 
 }  // namespace tabes

@@ -10,7 +10,7 @@
 #include <cmath>
 #include <limits>
 
-#include "decode/rows.h"
+#include "batch/rows.h"
 #include "messages.h"
 #include "plain_dispatch.h"
 

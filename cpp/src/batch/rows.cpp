@@ -1,4 +1,4 @@
-#include "decode/rows.h"
+#include "batch/rows.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 
 int main(int argc, char** argv) {
   if (argc < 3) {
@@ -16,7 +17,7 @@ int main(int argc, char** argv) {
     for (int i = 2; i < argc; ++i) tokens.data_ptr<int64_t>()[i - 2] = std::atoll(argv[i]);
     tabes::GenerateOptions options;
     options.steps = 16;
-    options.policy = tabes::make_policy("confidence");
+    options.policy = std::make_shared<tabes::BoE>();
     const tabes::GenerateResult result = tabes::generate(*model, {tokens}, options);
     for (int64_t i = 0; i < tokens.size(0); ++i) {
       std::printf("%lld ", static_cast<long long>(result.tokens[0].const_data_ptr<int64_t>()[i]));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -308,3 +309,17 @@ def test_plain_weights_give_the_same_scores(demo_model: tabes.Model) -> None:
             for m in (plain, demo_model)
         )
         assert relative(got, wanted) <= 2e-5
+
+
+def test_threads_share_a_model() -> None:
+    """The transposed weights are made once, by whichever thread needs them first."""
+    model = tabes.load(tabes.demo_checkpoint())
+    tokens = canvas(model, 40, 20, seed=6)
+    candidates, probes = split(tokens, model.info.mask_token_id, 6)
+
+    def work(_: int) -> list[float]:
+        return tabes.influence(model, [tokens], [candidates], [probes]).tis[0].tolist()
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(work, range(32)))
+    assert all(f == pytest.approx(found[0], abs=1e-5) for f in found)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import tabes
 from rdkit import Chem, RDLogger
-from train_moses import ATOM, BOS, EOS, MASK, moses_file, read_smiles
+from tabes.tasks.molecules import ATOM, moses_file, read_smiles
+from trainer import BOS, EOS, MASK
 
 
 def main() -> None:

@@ -4,290 +4,37 @@
     python python/training/train_moses.py --out runs/moses --steps 8000
     python python/training/train_moses.py --out runs/moses --steps 9500 --cooldown 1500   # resumes
 
-The run resumes from ``OUT/state.pt`` if it exists, and is a function of the seed and the step
-alone: stopping and resuming gives the batches an uninterrupted run would have seen. The learning
-rate is constant but for a linear warm-up and, with ``--cooldown N``, a linear fall to zero over the
-last N steps. What is exported is the exponential moving average of the weights. Validity of the
-samples: evaluate_moses.py.
-
-Objective (LLaDA, arXiv 2502.09992, eq. 14): the number of masked tokens is uniform in 1..L, the
-loss is the cross-entropy of the masked tokens divided by the mask rate, in nats a token. [BOS] and
-[EOS] frame every molecule and are never masked: without them a fully masked canvas is the same at
-every position, since rotary attention over equal values cannot tell positions apart.
+See trainer.py for what a run does. Validity of the samples: evaluate_moses.py.
 """
 
 from __future__ import annotations
 
-import argparse
-import gzip
-import importlib.util
-import json
-import math
 import re
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from llada_torch import LLaDA, LLaDAConfig
-from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from by_length import ByLength
+from llada_torch import LLaDAConfig
+from tabes.tasks.molecules import ATOM, moses_file, read_smiles
 from torch import Tensor
-
-ATOM = r"\[[^\]]+\]|Br|Cl|."
-SPECIAL = ["[PAD]", "[BOS]", "[EOS]", "[MASK]"]
-PAD, BOS, EOS, MASK = range(4)
-MAX_LENGTH = 256
+from trainer import BOS, EOS, Task, parser, train, vocabulary_of
 
 
-def moses_file(split: str) -> Path:
-    spec = importlib.util.find_spec("moses")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("the MOSES data is not installed: pip install --no-deps molsets==0.3.1")
-    return Path(spec.submodule_search_locations[0]) / "dataset" / "data" / f"{split}.csv.gz"
-
-
-def read_smiles(path: Path) -> list[str]:
-    with gzip.open(path, "rt") as file:
-        next(file)
-        return [line.split(",", 1)[0].strip() for line in file]
-
-
-class Corpus:
-    """Molecules as token ids, grouped by length so that no batch needs padding."""
-
-    def __init__(self, smiles: list[str], vocabulary: dict[str, int]) -> None:
-        groups: dict[int, list[list[int]]] = {}
-        for s in smiles:
-            ids = [BOS, *(vocabulary[t] for t in re.findall(ATOM, s)), EOS]
-            groups.setdefault(len(ids), []).append(ids)
-        self.by_length = {n: np.array(v, dtype=np.uint8) for n, v in sorted(groups.items())}
-
-    def batches(self, tokens: int, seed: int, start: int) -> Iterator[Tensor]:
-        """Endless batches of about `tokens` tokens each, from batch number `start` on."""
-        epoch = 0
-        while True:
-            rng = np.random.default_rng([seed, epoch])
-            plan: list[tuple[int, np.ndarray]] = []
-            for length, rows in self.by_length.items():
-                size = max(1, tokens // length)
-                order = rng.permutation(len(rows))
-                plan += [(length, order[i : i + size]) for i in range(0, len(order), size)]
-            # A batch far smaller than the rest would be a noisy step: leave each length's rest out.
-            plan = [p for p in plan if len(p[1]) * p[0] > tokens // 2]
-            shuffled = rng.permutation(len(plan))
-            for i in shuffled[start:]:
-                length, rows = plan[i]
-                yield torch.from_numpy(self.by_length[length][rows].astype(np.int64))
-            start, epoch = max(0, start - len(plan)), epoch + 1
-
-
-def mask_tokens(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Masks k of the L inner tokens, k uniform in 1..L and stratified over the batch.
-
-    Returns the noised tokens, the mask, and the weight of each row's summed loss (L / k)."""
-    batch, length = x.shape[0], x.shape[1] - 2
-    u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-    k = (u * length).long().clamp(max=length - 1) + 1
-    rank = torch.rand(batch, length, generator=generator).argsort(-1).argsort(-1)
-    mask = F.pad(rank < k[:, None], (1, 1))
-    return x.masked_fill(mask, MASK), mask, length / k
-
-
-def diffusion_loss(logits: Tensor, x: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-    """Nats a token: an upper bound of the negative log-likelihood."""
-    nll = F.cross_entropy(logits.float().flatten(0, 1), x.flatten(), reduction="none")
-    per_row = (nll.view_as(x) * mask).sum(-1) * weight
-    return per_row.sum() / (x.shape[0] * (x.shape[1] - 2))
-
-
-@torch.no_grad()
-def held_out_loss(model: LLaDA, corpus: Corpus) -> float:
-    """The loss over a fixed sample of held-out molecules with fixed masks, token-weighted."""
-    total = count = 0.0
-    batches = corpus.batches(4096, seed=1, start=0)
-    for i in range(24):
-        x = next(batches)
-        noised, mask, weight = mask_tokens(x, torch.Generator().manual_seed(i))
-        total += diffusion_loss(model(noised), x, mask, weight).item() * x.numel()
-        count += x.numel()
-    return total / count
-
-
-def build_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
-    t = Tokenizer(models.WordLevel(vocabulary, unk_token="[PAD]"))
-    t.pre_tokenizer = pre_tokenizers.Split(Regex(ATOM), "isolated")
-    t.post_processor = processors.TemplateProcessing(
-        single="[BOS] $A [EOS]", special_tokens=[("[BOS]", BOS), ("[EOS]", EOS)]
-    )
-    t.decoder = decoders.Fuse()
-    t.add_special_tokens(SPECIAL)
-    return t
-
-
-def export(
-    weights: dict[str, Tensor], config: LLaDAConfig, tokenizer: Tokenizer, out: Path
-) -> None:
-    """Writes a checkpoint folder that any LLaDA loader reads: config, tokenizer, safetensors."""
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {k: v.to(torch.bfloat16).contiguous() for k, v in weights.items()},
-        out / "model.safetensors",
-    )
-    tokenizer.save(str(out / "tokenizer.json"))
-    described = {
-        "architectures": ["LLaDAModelLM"],
-        "model_type": "llada",
-        "d_model": config.d_model,
-        "n_layers": config.n_layers,
-        "n_heads": config.n_heads,
-        "n_kv_heads": config.n_kv_heads,
-        "mlp_hidden_size": config.mlp_hidden_size,
-        "vocab_size": config.vocab_size,
-        "embedding_size": config.vocab_size,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope": True,
-        "rope_full_precision": True,
-        "activation_type": "silu",
-        "block_type": "llama",
-        "layer_norm_type": "rms",
-        "weight_tying": False,
-        "include_bias": False,
-        "include_qkv_bias": False,
-        "max_sequence_length": MAX_LENGTH,
-        "mask_token_id": MASK,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
-        "pad_token_id": PAD,
-        "torch_dtype": "bfloat16",
-    }
-    (out / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-
-
-def learning_rate(step: int, args: argparse.Namespace) -> float:
-    warm = min(1.0, (step + 1) / args.warmup)
-    left = (args.steps - step) / args.cooldown if args.cooldown else 1.0
-    return args.lr * warm * min(1.0, left)
-
-
-def parse() -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    p.add_argument(
-        "--out", type=Path, required=True, help="folder of the state and the exported model"
-    )
-    p.add_argument("--steps", type=int, required=True, help="total steps, earlier runs included")
-    p.add_argument(
-        "--cooldown", type=int, default=0, help="the last N steps lower the rate to zero"
-    )
-    p.add_argument("--tokens", type=int, default=6144, help="tokens a batch")
-    p.add_argument("--lr", type=float, default=2e-3)
-    p.add_argument("--warmup", type=int, default=200)
-    p.add_argument("--ema", type=float, default=0.998)
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--save-every", type=int, default=250)
-    p.add_argument("--compile", action="store_true", help="torch.compile the model (needs g++)")
-    return p.parse_args()
+def maskable(x: Tensor) -> Tensor:
+    return (x != BOS) & (x != EOS)
 
 
 def main() -> None:
-    args = parse()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
+    args = parser(__doc__).parse_args()
+    smiles = read_smiles(moses_file("train"))
+    vocabulary = vocabulary_of(sorted({t for s in smiles for t in re.findall(ATOM, s)}))
 
-    train = read_smiles(moses_file("train"))
-    vocabulary = {
-        t: i
-        for i, t in enumerate(SPECIAL + sorted({t for s in train for t in re.findall(ATOM, s)}))
-    }
-    corpus = Corpus(train, vocabulary)
-    held_out = Corpus(read_smiles(moses_file("test"))[:20000], vocabulary)
+    def corpus(molecules: list[str]) -> ByLength:
+        return ByLength(
+            [[BOS, *(vocabulary[t] for t in re.findall(ATOM, s)), EOS] for s in molecules], maskable
+        )
+
     config = LLaDAConfig(256, 6, 8, 8, 768, len(vocabulary), rope_theta=10_000.0)
-    tokenizer = build_tokenizer(vocabulary)
-
-    model = LLaDA(config)
-    for name, p in model.named_parameters():
-        if p.ndim == 2:
-            depth = (
-                (2 * config.n_layers) ** -0.5
-                if "attn_out" in name or ("blocks" in name and "ff_out" in name)
-                else 1
-            )
-            torch.nn.init.normal_(p, std=0.3 if "wte" in name else depth * p.shape[1] ** -0.5)
-    blocks = [p for n, p in model.named_parameters() if p.ndim == 2 and "blocks" in n]
-    rest = [p for n, p in model.named_parameters() if p.ndim == 1 or "blocks" not in n]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(blocks, lr=args.lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    step = seen = 0
-    state_file = args.out / "state.pt"
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        for o, s in zip(optimizers, state["optimizers"], strict=True):
-            o.load_state_dict(s)
-        average, step, seen = state["average"], state["step"], state["seen"]
-        print(f"resumed at step {step}, {seen} molecules", flush=True)
-    forward = torch.compile(model, dynamic=True) if args.compile else model
-    averaged = LLaDA(config)
-
-    def save() -> None:
-        torch.save(
-            {
-                "model": model.state_dict(),
-                "optimizers": [o.state_dict() for o in optimizers],
-                "average": average,
-                "step": step,
-                "seen": seen,
-            },
-            args.out / "state.tmp",
-        )
-        (args.out / "state.tmp").replace(state_file)
-        export(average, config, tokenizer, args.out / "checkpoint")
-        averaged.load_state_dict(average)
-        loss = held_out_loss(averaged, held_out)
-        print(f"step {step} molecules {seen} held-out loss {loss:.4f} nats a token", flush=True)
-
-    started, smooth = time.monotonic(), math.nan
-    for x in corpus.batches(args.tokens, args.seed, step):
-        if step >= args.steps:
-            break
-        rate = learning_rate(step, args)
-        for o in optimizers:
-            for group in o.param_groups:
-                group["lr"] = rate
-        noised, mask, weight = mask_tokens(
-            x, torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-        )
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = forward(noised)
-        loss = diffusion_loss(logits, x, mask, weight)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for o in optimizers:
-            o.step()
-            o.zero_grad(set_to_none=True)
-        step, seen = step + 1, seen + len(x)
-        decay = min(args.ema, step / (step + 10))
-        with torch.no_grad():
-            for k, v in model.state_dict().items():
-                average[k].lerp_(v, 1 - decay)
-        value = loss.item()
-        smooth = value if math.isnan(smooth) else 0.98 * smooth + 0.02 * value
-        if step % 50 == 0:
-            print(
-                f"step {step} loss {smooth:.4f} rate {rate:.2e} {time.monotonic() - started:.0f} s",
-                flush=True,
-            )
-        if step % args.save_every == 0:
-            save()
-    save()
+    held_out = corpus(read_smiles(moses_file("test"))[:20000])
+    train(Task(config, vocabulary, ATOM, 256, corpus(smiles), held_out), args)
 
 
 if __name__ == "__main__":

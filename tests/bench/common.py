@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "python" / "training"))
 
 from llada_torch import LLaDA, LLaDAConfig
-from train_moses import build_tokenizer, export
+from trainer import build_tokenizer, export
 
 SIZES = {
     "5 M": LLaDAConfig(256, 6, 8, 8, 768, 1024, rope_theta=10_000.0),
@@ -31,9 +30,7 @@ def checkpoint(config: LLaDAConfig, folder: Path) -> LLaDA:
     for i, name in enumerate(("[PAD]", "[BOS]", "[EOS]", "[MASK]")):
         vocabulary.pop(f"t{i}")
         vocabulary[name] = i
-    export(module.state_dict(), config, build_tokenizer(vocabulary), folder)
-    described = json.loads((folder / "config.json").read_text()) | {"max_sequence_length": 1024}
-    (folder / "config.json").write_text(json.dumps(described))
+    export(module.state_dict(), config, build_tokenizer(vocabulary, "."), 1024, folder)
     # What both sides compute with are the stored weights.
     module.load_state_dict({k: v.bfloat16().float() for k, v in module.state_dict().items()})
     return module.eval()

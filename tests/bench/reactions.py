@@ -5,12 +5,7 @@
 Needs `pip install --no-deps molsets==0.3.1`, which carries the data.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "python" / "training"))
-
-from train_moses import moses_file, read_smiles
+from tabes.tasks.molecules import moses_file, read_smiles
 
 for molecule in read_smiles(moses_file("test"))[:120]:
     print(f"{molecule}>>{molecule}")

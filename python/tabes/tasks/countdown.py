@@ -1,0 +1,116 @@
+"""Countdown: reach a target from three numbers, each used once, by +, -, * and /.
+
+An example is one line of text, question and worked answer: ``30,100,93=23:93+30=123,123-100=23``.
+Numbers and targets are those of the public test set (1 to 100); every intermediate result is a
+whole number from 0 to 9999, and of two summands or factors the larger stands first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+MOST = 9999  # of an intermediate result
+ANSWER_LENGTH = 24  # characters that hold every answer
+_ORDERS = list(itertools.permutations(range(3)))
+_STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
+
+
+@dataclass(frozen=True)
+class Question:
+    numbers: tuple[int, int, int]
+    target: int
+
+    @property
+    def prompt(self) -> str:
+        return f"{','.join(map(str, self.numbers))}={self.target}:"
+
+
+def apply(a: int, op: str, b: int) -> int | None:
+    """The result of one step, None where it is not allowed."""
+    if op == "+":
+        value = a + b
+    elif op == "-":
+        value = a - b
+    elif op == "*":
+        value = a * b
+    elif b and a % b == 0:
+        value = a // b
+    else:
+        return None
+    return value if 0 <= value <= MOST else None
+
+
+def _step(a: int, op: str, b: int) -> tuple[str, int] | None:
+    if op in "+*" and a < b:
+        a, b = b, a
+    value = apply(a, op, b)
+    return None if value is None else (f"{a}{op}{b}={value}", value)
+
+
+def answers(question: Question) -> list[str]:
+    """Every worked answer, without repeats."""
+    found = []
+    for a, b, c in itertools.permutations(question.numbers):
+        for op in "+-*/":
+            first = _step(a, op, b)
+            if first is None:
+                continue
+            for x, y in ((first[1], c), (c, first[1])):
+                for second_op in "+-*/":
+                    second = _step(x, second_op, y)
+                    if second is not None and second[1] == question.target:
+                        found.append(f"{first[0]},{second[0]}")
+    return sorted(set(found))
+
+
+def random_examples(number: int, seed: int) -> Iterator[tuple[Question, str]]:
+    """Questions, each with one of its answers: numbers, order and operations are drawn at random
+    until the result is a whole number from 1 to 100."""
+    rng = np.random.default_rng(seed)
+    found = 0
+    while found < number:
+        drawn = rng.integers(1, 101, (4096, 3)).tolist()
+        ops = rng.integers(0, 4, (4096, 2)).tolist()
+        swaps = rng.integers(0, 2, 4096).tolist()
+        for numbers, (one, two), swap in zip(drawn, ops, swaps, strict=True):
+            first = _step(numbers[0], "+-*/"[one], numbers[1])
+            if first is None:
+                continue
+            x, y = (numbers[2], first[1]) if swap else (first[1], numbers[2])
+            second = _step(x, "+-*/"[two], y)
+            if second is None or not 1 <= second[1] <= 100:
+                continue
+            a, b, c = (numbers[i] for i in _ORDERS[found % len(_ORDERS)])
+            yield Question((a, b, c), second[1]), f"{first[0]},{second[0]}"
+            found += 1
+            if found == number:
+                return
+
+
+def is_right(question: Question, answer: str) -> bool:
+    """Whether the two steps are true, use each number once and end at the target."""
+    parts = answer.split(",")
+    if len(parts) != 2:
+        return False
+    left = sorted(question.numbers)
+    result = -1
+    for number, part in enumerate(parts):
+        match = _STEP.fullmatch(part)
+        if match is None:
+            return False
+        a, op, b, stated = int(match[1]), match[2], int(match[3]), int(match[4])
+        for operand in (a, b):
+            if operand not in left:
+                return False
+            left.remove(operand)
+        if apply(a, op, b) != stated:
+            return False
+        result = stated
+        if number == 0:
+            left.append(stated)
+    return not left and result == question.target

@@ -1,7 +1,7 @@
 """Train the Sudoku model: a masked diffusion model in the LLaDA layout on boards without limit.
 
     python python/training/train_sudoku.py --out runs/sudoku --steps 8000
-    python python/training/train_sudoku.py --out runs/sudoku --steps 9500 --cooldown 1500   # resumes
+    python python/training/train_sudoku.py --out runs/sudoku --steps 9500 --cooldown 1500
 
 Every batch is made anew: solved grids drawn by a solver, each under a random symmetry. The model
 learns 4x4 and 6x6 boards together (`--sizes`). See trainer.py for what a run does.

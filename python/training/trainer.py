@@ -1,4 +1,4 @@
-"""What every training script shares: masking, loss, the loop, resuming, and the exported checkpoint.
+"""What every training script shares: masking, loss, loop, resuming, the exported checkpoint.
 
 A run resumes from ``OUT/state.pt`` if it exists, and is a function of the seed and the step alone:
 stopping and resuming gives the batches an uninterrupted run would have seen. The learning rate is

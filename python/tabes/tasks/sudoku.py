@@ -1,7 +1,7 @@
 """Sudoku boards of 4x4, 6x6 and 9x9: grids, puzzles with one solution, their text, their judge.
 
-A board is written row by row, every row behind a letter of its own (``a1243b3...``), so that a model
-with relative positions knows where a cell lies; the letters also tell the sizes apart.
+A board is written row by row, every row behind a letter of its own (``a1243b3...``), so that a
+model with relative positions knows where a cell lies; the letters also tell the sizes apart.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class BoE final : public Policy {
   explicit BoE(BoEOptions options = {});
 
   std::string name() const override { return "boe"; }
-  Scores score(const StepContext& context) const override;
+  Decision decide(const StepContext& context) const override;
   bool wants_context(const std::vector<int64_t>& step) const override;
   const BoEOptions& options() const { return options_; }
 

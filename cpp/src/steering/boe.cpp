@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <limits>
 
+#include "batch/column.h"
 #include "batch/rows.h"
 #include "batch/select.h"
 #include "messages.h"
@@ -28,14 +29,6 @@ InfluenceOptions influence_options(const BoEOptions& o) {
   i.adjoint = o.adjoint;
   return i;
 }
-
-// One step's numbers on the host.
-struct Column {
-  explicit Column(const at::Tensor& t) : held(t.to(at::kCPU, at::kDouble).contiguous()) {}
-  const double* data() const { return held.const_data_ptr<double>(); }
-  double operator[](int64_t i) const { return data()[i]; }
-  at::Tensor held;
-};
 
 }  // namespace
 
@@ -209,12 +202,12 @@ void rank(const Step& step, const BoEOptions& o, size_t b, const Sets& sets,
 
 }  // namespace
 
-Scores BoE::score(const StepContext& context) const {
+Decision BoE::decide(const StepContext& context) const {
   const BoEOptions& o = options_;
   const Step step(context, o);
   Sets sets;
   for (size_t b = 0; b + 1 < context.eligible.cu_rows.size(); ++b) choose(step, o, b, sets);
-  if (sets.candidates.empty()) return Scores(step.confidence.held);
+  if (sets.candidates.empty()) return Decision(step.confidence.held);
 
   InfluenceOptions options = influence_options(o);
   // A model without frozen contexts is steered all the same, at the exact one's cost.
@@ -229,7 +222,7 @@ Scores BoE::score(const StepContext& context) const {
       {context.batch, candidates, probes, features, context.forbidden, options, context.context});
 
   const int64_t n = context.eligible.count();
-  Scores result(step.confidence.held.clone());
+  Decision result(step.confidence.held.clone());
   result.influence = at::full({n}, std::numeric_limits<double>::quiet_NaN(), at::kDouble);
   result.probes = at::zeros({n}, at::kBool);
   result.forward_rows = surrogate.forward_rows;

@@ -59,6 +59,7 @@ void register_generate(py::module_& m) {
       .def(py::init<>())
       .def_readwrite("steps", &GenerateOptions::steps)
       .def_readwrite("block_length", &GenerateOptions::block_length)
+      .def_readwrite("refresh_every", &GenerateOptions::refresh_every)
       .def_property(
           "policy",
           [](const GenerateOptions& o) { return std::const_pointer_cast<Policy>(o.policy); },

@@ -51,6 +51,11 @@ struct GenerateOptions {
   // Reveal masks block by block from the left: blocks of this many positions, counted from the
   // sequence's first mask. None: everything at once.
   std::optional<int64_t> block_length;
+  // 1: every step is a full forward pass. n: only every n-th is; in the steps between the context
+  // is frozen: the rows that were masked before the last step are computed, all others keep the
+  // keys and values they had (what the field calls a dual cache). 0: only the first is full. An
+  // approximation; models that keep no context are decoded with full passes all the same.
+  int64_t refresh_every = 1;
   std::shared_ptr<const Policy> policy;  // none: confidence
   // 0 writes the likeliest token; otherwise tokens are drawn from softmax(logits / temperature)
   // cut to top_k (0: no cut), then top_p. A draw depends only on (seed, sequence, position, step).

@@ -51,8 +51,12 @@ struct StepContext {
   const Predictions& predictions;  // at the eligible rows
   const at::Tensor& features;      // [n, F] of the eligible rows, see Denoiser::encode
   const at::Tensor& forbidden;     // [f] int64: tokens of probability 0
-  Context* context;                // of the forward pass, if the policy asked for it; else null
-  PolicyState* state;              // what Policy::begin() made
+  // Masked rows outside the current blocks and their entropies ([w] real, nats), for policies that
+  // want them; empty otherwise.
+  const RowSet& waiting;
+  const at::Tensor& waiting_entropy;
+  Context* context;    // of the forward pass, if the policy asked for it; else null
+  PolicyState* state;  // what Policy::begin() made
   // Rows of the current blocks that earlier steps revealed, and each one's probability then
   // ([m] float64 on the CPU). Filled under Pace::timed.
   const RowSet& revealed;
@@ -89,8 +93,9 @@ struct Decision {
   // and not in the last step of a block.
   std::vector<int64_t> remask;
   // Where the policy looks ahead: [n] real influence of each row in nats, NaN where it was not
-  // computed, and [n] bool, the probes on which it was. Undefined otherwise.
-  at::Tensor influence, probes;
+  // computed (undefined: of none), and the probes on which it was, rows of the batch, increasing.
+  at::Tensor influence;
+  std::vector<int64_t> probes;
   int64_t forward_rows = 0, backward_rows = 0, head_rows = 0;
 };
 
@@ -108,6 +113,9 @@ class Policy {
 
   // Called once a decode; null for a policy that remembers nothing.
   virtual std::unique_ptr<PolicyState> begin() const { return nullptr; }
+
+  // Whether decide() will want StepContext::waiting.
+  virtual bool wants_waiting() const { return false; }
 
   // Whether decide() will want StepContext::context, for sequences that have done `step` steps.
   virtual bool wants_context(const std::vector<int64_t>& step) const {

@@ -32,7 +32,8 @@ struct Canvas {
   int64_t id;        // keys its random draws
   int64_t step = 0;  // its own count
   Expectation expected = {};
-  std::vector<Foreseen> foreseen = {};       // by looking ahead in the current step
+  std::vector<int64_t> stale = {};               // positions written since the context was
+  std::vector<Foreseen> foreseen = {};           // by looking ahead in the current step
   std::optional<Foreseen> known = std::nullopt;  // the predictions of the coming step
 
   void write(int64_t position, int64_t token) {
@@ -46,8 +47,17 @@ struct Layout {
   PackedBatch batch;
   RowSet eligible;
   std::vector<int64_t> positions;  // of the eligible rows, within their sequences
+  RowSet waiting;                  // masked rows of later blocks, where they are wanted
 };
 
-Layout lay_out(const std::vector<Canvas*>& canvases, const ModelInfo& info);
+Layout lay_out(const std::vector<Canvas*>& canvases, const ModelInfo& info, bool with_waiting);
+
+// The rows that a pass in a frozen context computes: those to be predicted, those that predict
+// them, and those written since the last pass.
+RowSet active_rows(const std::vector<Canvas*>& canvases, const PackedBatch& batch,
+                   const RowSet& wanted, const ModelInfo& info);
+
+// Both sets, which have no row in common; in `second_part`, if given, whether a row is of `second`.
+RowSet merged(const RowSet& first, const RowSet& second, std::vector<char>* second_part = nullptr);
 
 }  // namespace tabes

@@ -11,6 +11,7 @@
 #include <limits>
 #include <numeric>
 
+#include "batch/column.h"
 #include "batch/select.h"
 #include "messages.h"
 #include "random/philox.h"
@@ -40,6 +41,11 @@ void check(const GenerateOptions& o, const ModelInfo& info, size_t batch) {
   require(o.top_k >= 0, text("top_k must be 0 (no cut) or above, not ", o.top_k));
   require(std::isfinite(o.cfg_scale) && o.cfg_scale >= 0,
           text("cfg_scale must be 0 (off) or above, not ", o.cfg_scale));
+  require(o.refresh_every >= 0,
+          text("refresh_every must be 0 (never again) or above, not ", o.refresh_every));
+  require(o.refresh_every == 1 || o.cfg_scale == 0,
+          text("refresh_every ", o.refresh_every,
+               " does not go with guidance; leave refresh_every or cfg_scale at its default"));
   for (int64_t id : o.forbidden) {
     require(id >= 0 && id < info.vocab_size,
             text("forbidden token ", id, " is outside the vocabulary of ", info.vocab_size));
@@ -68,7 +74,7 @@ Predictions narrow(const Predictions& p, int64_t from, int64_t count) {
 }
 
 Predictions joined(const std::vector<Predictions>& parts) {
-  const auto join = [&](at::Tensor Predictions::*field) {
+  const auto join = [&](at::Tensor Predictions::* field) {
     std::vector<at::Tensor> tensors;
     for (const Predictions& p : parts) tensors.push_back(p.*field);
     return at::cat(tensors);
@@ -153,7 +159,7 @@ StepRecord Loop::step(int64_t number, StepRecord* before) {
     now.record.realised_fall.push_back(kNan);
     if (!c.schedule.done()) now.live.push_back(&c);
   }
-  now.layout = lay_out(now.live, info_);
+  now.layout = lay_out(now.live, info_, policy_->wants_waiting());
   const auto& cu = now.layout.eligible.cu_rows;
   for (size_t b = 0; b < now.live.size(); ++b) {
     now.record.eligible[now.live[b]->place] = cu[b + 1] - cu[b];
@@ -168,52 +174,122 @@ StepRecord Loop::step(int64_t number, StepRecord* before) {
 void Loop::look(Step& now) {
   std::vector<int64_t> steps;
   for (const Canvas* c : now.live) steps.push_back(c->step);
-  const bool keep_context = policy_->wants_context(steps);
+  const bool keep_context = options_.refresh_every != 1 || policy_->wants_context(steps);
   const auto& cu = now.layout.eligible.cu_rows;
-  std::vector<Canvas*> fresh;
+  bool all = true;
   for (size_t b = 0; b < now.live.size(); ++b) {
     if (keep_context) now.live[b]->known.reset();
-    if (!now.live[b]->known && cu[b] < cu[b + 1]) fresh.push_back(now.live[b]);
+    all = all && !now.live[b]->known && cu[b] < cu[b + 1];
   }
-  if (fresh.size() == now.live.size()) {
-    now.predicted = forward(now.live, now.layout, keep_context, now.record);
+  if (all || (keep_context && cu.back() > 0)) {
+    look_at_all(now, keep_context);
   } else {
-    // Sequences with nothing to reveal, or whose predictions were looked at ahead, are left out.
-    const Layout layout = lay_out(fresh, info_);
-    const Predicted seen = forward(fresh, layout, keep_context, now.record);
-    std::vector<Predictions> parts;
-    std::vector<at::Tensor> features;
-    for (size_t b = 0, next = 0; b < now.live.size(); ++b) {
-      if (now.live[b]->known) {
-        parts.push_back(now.live[b]->known->predictions);
-        features.push_back(now.live[b]->known->features);
-      } else if (cu[b] < cu[b + 1]) {
-        const int64_t from = layout.eligible.cu_rows[next++];
-        parts.push_back(narrow(seen.predictions, from, cu[b + 1] - cu[b]));
-        features.push_back(seen.features.narrow(0, from, cu[b + 1] - cu[b]));
-      }
-    }
-    if (parts.empty()) {
-      const at::Tensor none = at::empty({0}, at::TensorOptions(info_.device).dtype(at::kFloat));
-      now.predicted.predictions = {none.to(at::kLong), none, none, none, none};
-      now.predicted.features = none.view({0, 1});
-    } else {
-      now.predicted.predictions = joined(parts);
-      now.predicted.features = at::cat(features);
-    }
+    look_at_new(now);
   }
   now.entropy = now.predicted.predictions.entropy.to(at::kCPU, at::kDouble);
   check_finite(now.record, now.live, now.layout, now.entropy,
                "the model's logits are NaN, or infinite at every token");
 }
 
-Predicted Loop::forward(const std::vector<Canvas*>& canvases, const Layout& layout,
-                        bool keep_context, StepRecord& record) const {
-  const int64_t n = layout.eligible.count();
+bool Loop::follow_context(const std::vector<Canvas*>& live) {
+  const int64_t every = options_.refresh_every;
+  if (every == 1 || !context_ || (every > 1 && since_full_ >= every)) return false;
+  std::vector<int64_t> rows;
+  size_t next = 0;
+  for (const Canvas* c : live) {
+    while (context_places_[next] != c->place) ++next;
+    for (int64_t i = context_cu_seqlens_[next]; i < context_cu_seqlens_[next + 1]; ++i) {
+      rows.push_back(i);
+    }
+  }
+  if (live.size() < context_places_.size()) context_->select(to_tensor(rows, info_.device));
+  return true;
+}
+
+void Loop::look_at_all(Step& now, bool keep_context) {
+  const Layout& layout = now.layout;
+  std::vector<char> is_waiting(layout.eligible.count(), 0);
+  const RowSet wanted = layout.waiting.count() > 0
+                            ? merged(layout.eligible, layout.waiting, &is_waiting)
+                            : layout.eligible;
+  PredictRequest request{layout.batch, wanted, nullptr, forbidden_, options_, {}, keep_context};
+  RowSet active;
+  if (keep_context && follow_context(now.live)) {
+    active = active_rows(now.live, layout.batch, wanted, info_);
+    request.active = &active;
+    request.context = context_.get();
+    request.keep_context = false;
+    ++since_full_;
+  } else {
+    context_.reset();
+    since_full_ = 1;
+  }
+  now.predicted = forward(now.live, request, now.record);
+  if (!request.active) context_ = std::move(now.predicted.context);
+  context_places_.clear();
+  for (Canvas* c : now.live) {
+    context_places_.push_back(c->place);
+    c->stale.clear();
+  }
+  context_cu_seqlens_ = layout.batch.cu_seqlens;
+
+  const Column entropy(now.predicted.predictions.entropy);
+  const at::Tensor rows = wanted.rows.to(at::kCPU);
+  now.seen.assign(rows.const_data_ptr<int64_t>(), rows.const_data_ptr<int64_t>() + rows.numel());
+  now.seen_entropy.assign(entropy.data(), entropy.data() + rows.numel());
+  if (layout.waiting.count() == 0) return;
+  std::vector<int64_t> first, second;
+  for (size_t i = 0; i < is_waiting.size(); ++i) {
+    (is_waiting[i] ? second : first).push_back(static_cast<int64_t>(i));
+  }
+  const at::Tensor own = to_tensor(first, info_.device);
+  Predictions& p = now.predicted.predictions;
+  now.waiting_entropy = p.entropy.index_select(0, to_tensor(second, info_.device));
+  const auto select = [&](const at::Tensor& t) { return t.index_select(0, own); };
+  p = {select(p.token), select(p.confidence), select(p.max_prob), select(p.margin),
+       select(p.entropy)};
+  now.predicted.features = select(now.predicted.features);
+}
+
+void Loop::look_at_new(Step& now) {
+  const auto& cu = now.layout.eligible.cu_rows;
+  std::vector<Canvas*> fresh;
+  for (size_t b = 0; b < now.live.size(); ++b) {
+    if (!now.live[b]->known && cu[b] < cu[b + 1]) fresh.push_back(now.live[b]);
+  }
+  const Layout layout = lay_out(fresh, info_, false);
+  Predicted seen;
+  if (!fresh.empty()) {
+    seen = forward(fresh, {layout.batch, layout.eligible, nullptr, forbidden_, options_, {}},
+                   now.record);
+  }
+  std::vector<Predictions> parts;
+  std::vector<at::Tensor> features;
+  for (size_t b = 0, next = 0; b < now.live.size(); ++b) {
+    if (now.live[b]->known) {
+      parts.push_back(now.live[b]->known->predictions);
+      features.push_back(now.live[b]->known->features);
+    } else if (cu[b] < cu[b + 1]) {
+      const int64_t from = layout.eligible.cu_rows[next++];
+      parts.push_back(narrow(seen.predictions, from, cu[b + 1] - cu[b]));
+      features.push_back(seen.features.narrow(0, from, cu[b + 1] - cu[b]));
+    }
+  }
+  if (parts.empty()) {  // every sequence waits for its steps to end
+    const at::Tensor none = at::empty({0}, at::TensorOptions(info_.device).dtype(at::kFloat));
+    now.predicted.predictions = {none.to(at::kLong), none, none, none, none};
+    now.predicted.features = none.view({0, 1});
+  } else {
+    now.predicted.predictions = joined(parts);
+    now.predicted.features = at::cat(features);
+  }
+}
+
+Predicted Loop::forward(const std::vector<Canvas*>& canvases, PredictRequest request,
+                        StepRecord& record) const {
+  const PackedBatch& batch = request.batch;
+  const int64_t n = request.rows.count();
   const int64_t passes = options_.cfg_scale > 0 ? 2 : 1;
-  PredictRequest request{layout.batch, layout.eligible, nullptr, forbidden_, options_,
-                         {},           keep_context};
-  if (n == 0) return {};
   PackedBatch unguided;
   if (options_.cfg_scale > 0) {
     std::vector<const HostTokens*> without;
@@ -224,10 +300,12 @@ Predicted Loop::forward(const std::vector<Canvas*>& canvases, const Layout& layo
   if (options_.temperature > 0) {
     at::Tensor uniforms = at::empty({n}, at::kDouble);
     double* out = uniforms.data_ptr<double>();
+    const at::Tensor rows = request.rows.rows.to(at::kCPU);
+    const int64_t* row = rows.const_data_ptr<int64_t>();
     for (size_t b = 0; b < canvases.size(); ++b) {
-      for (int64_t i = layout.eligible.cu_rows[b]; i < layout.eligible.cu_rows[b + 1]; ++i) {
+      for (int64_t i = request.rows.cu_rows[b]; i < request.rows.cu_rows[b + 1]; ++i) {
         out[i] = counter_uniform(options_.seed, Stream::token, canvases[b]->id,
-                                 layout.positions[i], canvases[b]->step);
+                                 row[i] - batch.cu_seqlens[b], canvases[b]->step);
       }
     }
     request.uniforms = uniforms.to(info_.device);
@@ -235,7 +313,7 @@ Predicted Loop::forward(const std::vector<Canvas*>& canvases, const Layout& layo
   const auto start = Clock::now();
   Predicted predicted = predict(model_, request);
   record.model_seconds += seconds_since(start);
-  record.forward_rows += passes * layout.batch.rows();
+  record.forward_rows += request.active ? request.active->count() : passes * batch.rows();
   record.head_rows += passes * n;
   return predicted;
 }
@@ -268,8 +346,9 @@ std::vector<Predictions> Loop::look_ahead(Step& now, const std::vector<Ahead>& w
     ++c.step;
     pointers.push_back(&c);
   }
-  const Layout layout = lay_out(pointers, info_);
-  const Predicted seen = forward(pointers, layout, false, now.record);
+  const Layout layout = lay_out(pointers, info_, false);
+  const Predicted seen = forward(
+      pointers, {layout.batch, layout.eligible, nullptr, forbidden_, options_, {}}, now.record);
   check_finite(now.record, pointers, layout, seen.predictions.entropy.to(at::kCPU, at::kDouble),
                "looking ahead, the model's logits are NaN, or infinite at every token");
   std::vector<Predictions> result;
@@ -315,7 +394,9 @@ Decision Loop::decide(Step& now) const {
                             now.predicted.predictions,
                             now.predicted.features,
                             forbidden_,
-                            now.predicted.context.get(),
+                            now.layout.waiting,
+                            now.waiting_entropy,
+                            context_.get(),
                             state_.get(),
                             revealed_rows,
                             revealed_confidence,
@@ -350,29 +431,30 @@ Decision Loop::decide(Step& now) const {
   now.record.scored = n;
   if (decision.influence.defined()) {
     decision.influence = decision.influence.to(at::kCPU, at::kDouble).contiguous();
-    decision.probes = decision.probes.to(at::kCPU).contiguous();
     now.record.scored = decision.influence.isnan().logical_not().sum().item<int64_t>();
   }
   return decision;
 }
 
 void Loop::realise(const Step& now, StepRecord& before) const {
-  const double* entropy = now.entropy.const_data_ptr<double>();
-  const std::vector<int64_t>& positions = now.layout.positions;
-  const auto& cu = now.layout.eligible.cu_rows;
+  const auto& cu = now.layout.batch.cu_seqlens;
   for (size_t b = 0; b < now.live.size(); ++b) {
     const Expectation& expected = now.live[b]->expected;
-    const auto first = positions.begin() + cu[b], last = positions.begin() + cu[b + 1];
     double fall = 0;
     int64_t found = 0;
     for (size_t i = 0; i < expected.positions.size(); ++i) {
-      const auto at = std::lower_bound(first, last, expected.positions[i]);
-      if (at == last || *at != expected.positions[i]) continue;
-      fall += expected.entropy[i] - entropy[at - positions.begin()];
+      const double entropy = entropy_at(now, cu[b] + expected.positions[i]);
+      if (std::isnan(entropy)) continue;
+      fall += expected.entropy[i] - entropy;
       ++found;
     }
     if (found > 0) before.realised_fall[now.live[b]->place] = fall;
   }
+}
+
+double Loop::entropy_at(const Step& now, int64_t row) {
+  const auto at = std::lower_bound(now.seen.begin(), now.seen.end(), row);
+  return at == now.seen.end() || *at != row ? kNan : now.seen_entropy[at - now.seen.begin()];
 }
 
 void Loop::check_finite(const StepRecord& record, const std::vector<Canvas*>& canvases,
@@ -402,9 +484,10 @@ std::vector<int64_t> Loop::mask_again(Step& now, const std::vector<int64_t>& row
                          i >= c.schedule.begin() && i < c.schedule.end() &&
                          !std::isnan(c.confidence[i]);
     if (!allowed) {
-      refuse("policy ", policy_->name(), " masks row ", row, " again, which it may not: name rows ",
-             "that earlier steps of the block revealed, in order, under Pace::timed and not in the ",
-             "last step of a block");
+      refuse(
+          "policy ", policy_->name(), " masks row ", row, " again, which it may not: name rows ",
+          "that earlier steps of the block revealed, in order, under Pace::timed and not in the ",
+          "last step of a block");
     }
     previous = row;
     c.write(i, info_.mask_token_id);
@@ -440,7 +523,6 @@ void Loop::write(Step& now, const Decision& decision) {
   const int64_t* token = tokens.const_data_ptr<int64_t>();
   const double* score = decision.score.const_data_ptr<double>();
   const double* confidence = confidences.const_data_ptr<double>();
-  const double* entropy = now.entropy.const_data_ptr<double>();
   const double* influence =
       decision.influence.defined() ? decision.influence.const_data_ptr<double>() : nullptr;
   const auto& cu = now.layout.eligible.cu_rows;
@@ -486,13 +568,14 @@ void Loop::write(Step& now, const Decision& decision) {
     }
     if (steered) {
       record.predicted_fall[canvas.place] = predicted;
-      const bool* probes = decision.probes.const_data_ptr<bool>();
-      for (int64_t row = cu[b]; row < cu[b + 1]; ++row) {
-        if (!probes[row]) continue;
-        canvas.expected.positions.push_back(positions[row]);
-        canvas.expected.entropy.push_back(entropy[row]);
+      const auto& cu_seqlens = now.layout.batch.cu_seqlens;
+      for (const int64_t row : decision.probes) {
+        if (row < cu_seqlens[b] || row >= cu_seqlens[b + 1]) continue;
+        canvas.expected.positions.push_back(row - cu_seqlens[b]);
+        canvas.expected.entropy.push_back(entropy_at(now, row));
       }
     }
+    canvas.stale.insert(canvas.stale.end(), written.begin(), written.end());
     canvas.schedule.advance(count, again[b]);
     ++canvas.step;
     canvas.known.reset();

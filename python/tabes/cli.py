@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import tabes
-from tabes import fidelity_command
+from tabes import eval_command, fidelity_command
 from tabes import trace as tracing
 from tabes.canvas import Bar, Canvas, Silence, View
 from tabes.generation import GenerateOutput, generate
@@ -161,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_convert)
 
     fidelity_command.add_command(commands)
+    eval_command.add_command(commands)
 
     command = commands.add_parser(
         "demo",

@@ -1,0 +1,168 @@
+"""How to decode: one value object for the command line, the harness and the results file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tabes._core import InputError, Policy, make_policy
+from tabes.arguments import flag, integer, number, optional_integer
+
+_ALIASES = {
+    "max_new_tokens": "gen_length",
+    "block_size": "block_length",
+    "alg": "policy",
+    "remasking": "policy",
+}
+_POLICY_ALIASES = {
+    "low_confidence": "confidence",
+    "maskgit_plus": "confidence",
+    "topk_margin": "margin",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Arguments of `tabes.generate` that stay the same over a whole evaluation.
+
+    Attributes:
+        gen_length: masks behind every prompt, in tokens.
+        steps: denoising steps for that many.
+        block_length: positions a block; None: all at once.
+        policy: its name.
+        policy_options: its settings where they differ from its defaults, by the names they have
+            as its attributes (``alpha``, ``n_candidates``, ... of `tabes.BoE`).
+        temperature, top_p, top_k, cfg_scale, seed, logits_eos_inf, confidence_eos_eot_inf: as in
+            `tabes.generate`.
+    """
+
+    gen_length: int = 256
+    steps: int = 128
+    block_length: int | None = 32
+    policy: str = "confidence"
+    policy_options: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    cfg_scale: float = 0.0
+    seed: int = 0
+    logits_eos_inf: bool = False
+    confidence_eos_eot_inf: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InputError for values of a wrong type or out of range, before a model is run."""
+        integer(self.gen_length, "gen_length", minimum=1)
+        integer(self.steps, "steps", minimum=1)
+        if optional_integer(self.block_length, "block_length") is not None:
+            integer(self.block_length, "block_length", minimum=1)
+        integer(self.top_k, "top_k", minimum=0)
+        integer(self.seed, "seed", minimum=0)
+        for name in ("temperature", "top_p", "cfg_scale"):
+            number(getattr(self, name), name)
+        for name in ("logits_eos_inf", "confidence_eos_eot_inf"):
+            flag(getattr(self, name), name)
+        if not isinstance(self.policy, str):
+            raise InputError(f"policy={self.policy!r}: give its name")
+        object.__setattr__(self, "policy", _POLICY_ALIASES.get(self.policy, self.policy))
+        self.make_policy()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], base: Settings | None = None) -> Settings:
+        """`base` with `values`, by the names above or those other decoders use.
+
+        Names that are no setting are taken as options of the policy, which knows its own.
+
+        Raises InputError for a name that neither knows, and for one given twice.
+        """
+        known = {f.name for f in dataclasses.fields(cls)} - {"policy_options"}
+        base = cls() if base is None else base
+        chosen: dict[str, Any] = {}
+        options: dict[str, Any] = {}
+        for name, value in values.items():
+            canonical = canonical_name(name)
+            if canonical in chosen:
+                raise InputError(f"{canonical} is given twice, once as {name!r}")
+            if canonical in known:
+                chosen[canonical] = value
+            else:
+                options[name] = value
+        policy = str(chosen.get("policy", base.policy))
+        if policy == base.policy:
+            options = {**base.policy_options, **options}
+        settable = _settable(make_policy(_POLICY_ALIASES.get(policy, policy)))
+        for name in options:
+            if name not in settable:
+                nearest = difflib.get_close_matches(name, [*known, *_ALIASES, *settable], n=1)
+                hint = f": did you mean {nearest[0]!r}?" if nearest else ""
+                raise InputError(f"{name!r} is no setting, nor one of policy {policy!r}{hint}")
+        return dataclasses.replace(base, policy_options=options, **chosen)
+
+    def make_policy(self) -> Policy:
+        """A policy object of its own for every batch, so that none carries state over."""
+        default = make_policy(self.policy)
+        if not self.policy_options:
+            return default
+        names = _settable(default)
+        unknown = [name for name in self.policy_options if name not in names]
+        if unknown:
+            raise InputError(f"policy {self.policy!r} has no setting {unknown[0]!r}")
+        given = {name: _option(name, value) for name, value in self.policy_options.items()}
+        try:
+            made: Policy = type(default)(**{**{n: getattr(default, n) for n in names}, **given})
+        except TypeError as error:
+            shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
+            raise InputError(
+                f"{shown}: a setting of policy {self.policy!r} has a wrong type"
+            ) from error
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, those of the policy with the values that its defaults filled in."""
+        values = dataclasses.asdict(self)
+        policy = self.make_policy()
+        values["policy_options"] = {name: getattr(policy, name) for name in _settable(policy)}
+        return values
+
+
+def canonical_name(name: str) -> str:
+    """What a setting that other decoders call `name` is called here."""
+    return _ALIASES.get(name, name)
+
+
+def _settable(policy: Policy) -> tuple[str, ...]:
+    """The settings of a compiled policy are its properties; most policies have none."""
+    kind = type(policy)
+    return tuple(name for name in vars(kind) if isinstance(vars(kind)[name], property))
+
+
+def _option(name: str, value: Any) -> Any:
+    """A setting as the policy takes it, from what may be text of a command line.
+
+    Several numbers are separated by semicolons, since commas separate model_args.
+    """
+    if not isinstance(value, str):
+        return value
+    parts = [_scalar(part) for part in value.split(";")]
+    if len(parts) > 1 and not all(isinstance(part, (int, float)) for part in parts):
+        raise InputError(f"{name}={value}: several values must be numbers, as 0.25;0.5")
+    return parts if len(parts) > 1 else parts[0]
+
+
+def _scalar(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+# Length 256 in 128 steps and blocks of 32: what the paper's tables were made with, as far as its
+# baseline rows tell. The other one takes as many steps as there are tokens.
+PRESETS: Mapping[str, Settings] = {
+    "paper": Settings(gen_length=256, steps=128, block_length=32),
+    "one-a-step": Settings(gen_length=256, steps=256, block_length=32),
+}

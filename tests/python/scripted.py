@@ -35,9 +35,7 @@ def scripted_model(
     """
     tokenizer = byte_tokenizer(chat=marker is None)
     size = tokenizer.vocab_size
-    mask, end, reply_token = (
-        tokenizer.backend.token_to_id(t) for t in ("<mask>", "<eos>", "<reply>")
-    )
+    mask, end, reply_token = map(tokenizer.backend.token_to_id, ("<mask>", "<eos>", "<reply>"))
     names = [tokenizer.piece(i) if i < 256 else "\0" for i in range(size)]
     for i in range(256):
         names[i] = names[i] if len(names[i]) == 1 else "\1"
@@ -49,8 +47,10 @@ def scripted_model(
         for row, tokens in enumerate(inputs_embeds.argmax(-1).tolist()):
             first = tokens.index(mask) if mask in tokens else len(tokens)
             before = "".join(names[t] for t in tokens[:first])
+            text = next((reply for key, reply in replies.items() if key in before), None)
+            if behind not in before or text is None:
+                continue
             start = before.rindex(behind) + len(behind)
-            text = next(reply for key, reply in replies.items() if key in before)
             wanted = tokenizer.backend.encode(text, add_special_tokens=False).ids
             for position in range(start, len(tokens)):
                 k = position - start

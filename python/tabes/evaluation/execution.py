@@ -61,7 +61,7 @@ def run_program(source: str, limits: Limits) -> str:
 
     Returns:
         `PASSED`, or why not: the name of the exception (SystemExit for a program that ended
-        itself), "timed out", or "killed".
+        itself), "timed out", or "ended early" for one that was killed or left without a trace.
     """
     with tempfile.TemporaryDirectory(prefix="tabes-program-") as name:
         folder = Path(name)
@@ -98,4 +98,4 @@ def run_program(source: str, limits: Limits) -> str:
             process.wait()
         if timed_out:
             return "timed out"
-        return report.read_text(encoding="utf-8") if report.is_file() else "killed"
+        return report.read_text(encoding="utf-8") if report.is_file() else "ended early"

@@ -107,6 +107,16 @@ SAME = [
     ("6.", "6"),
     (r"[-1, \infty)", "[-1,∞)"),
     (r"123_{8}", "123_8"),
+    (r"\sqrt x", r"\sqrt{x}"),
+    (r"\frac 1 2", "0.5"),
+    (r"\text{(C)}", "C"),
+    (r"\$18.90", "18.9"),
+    (r"10,\!080", "10080"),
+    (r"5.4 \text{ cents}", "5.4"),
+    (r"(-\infty, 2)\cup(3, \infty)", r"(-\infty,2) \cup (3,\infty)"),
+    (r"\text{June 20}", "June 20"),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    (r"\{1 \pm \sqrt5, -2\}", r"\left\{1\pm\sqrt{5},-2\right\}"),
 ]
 DIFFERENT = [
     ("5", "6"),
@@ -125,6 +135,10 @@ DIFFERENT = [
     ("even", "odd"),
     ("(1)+(2)", "(1)+(3)"),
     ("10^{12}", "10^{1}2"),
+    (r"\pi r", r"\pi s"),
+    ("C", "D"),
+    (r"5\text{ cm}", "6"),
+    ("1,234", "1,2340"),
 ]
 
 

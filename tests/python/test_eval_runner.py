@@ -287,7 +287,9 @@ def test_a_question_to_the_bundled_model(tmp_path: Path) -> None:
         folder=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    task = json.loads(done.stdout)["tasks"]["gsm8k"]
+    values = json.loads(done.stdout)
+    assert values["prompting"]["template"] == "{question}"
+    task = values["tasks"]["gsm8k"]
     assert task["examples"] == 2
     assert task["protocol"].startswith("gsm8k, d1-style number, 0-shot, plain, template ")
     first, second = map(json.loads, (tmp_path / "out" / "outcomes.jsonl").read_text().splitlines())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,24 @@ def test_sudoku_counts_any_grid_that_keeps_the_rules(tmp_path: Path) -> None:
     _, outcomes = run(tmp_path, model, "sudoku", [row], prompting=Prompting(shots=0))
     assert outcomes[0]["metrics"]["solved"] == 1
     assert outcomes[0]["metrics"]["cells"] < 1
+
+
+def test_sudoku_as_the_text_of_a_board(tmp_path: Path, tiny_llada: Callable[..., Any]) -> None:
+    """A checkpoint of single characters: random weights, but clues stay and cells are filled."""
+    plain = [*"123456789", *"abcd", *"ghijkl", *"ABCDEFGHI"]
+    folder, _ = tiny_llada(vocab=5 + len(plain))
+    (folder / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[BOS]", "[EOS]", "[MASK]", "[UNK]", *plain])
+    )
+    result, outcomes = run(tmp_path / "out", tabes.load(folder), "sudoku", SUDOKU)
+    assert result["protocol"] == "sudoku, in place, board text"
+    for outcome, row in zip(outcomes, SUDOKU, strict=True):
+        assert outcome["text"].startswith("a")
+        assert [b for a, b in zip(row["Puzzle"], outcome["answer"], strict=True) if a != "0"] == [
+            a for a in row["Puzzle"] if a != "0"
+        ]
+    tokens = 2 * (2 + 20)  # rows are four cells behind their letter
+    assert result["cost"]["canvas_tokens"] == tokens
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def _split(text: str) -> list[str]:
 
 
 _DROPPED = re.compile(r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|quad|qquad)(?![a-zA-Z])")
-_SPACES = re.compile(r"\\[!,;: ]|~|\s+")
+_SPACES = re.compile(r"(?<!\\)\\[!,;: ]|~|\s+")
 _DEGREES = re.compile(r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])|°")
 _TEXT = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}"
@@ -163,7 +163,8 @@ def normalise(answer: str) -> str:
     text = _TEXT.sub(r"\1", text).strip().removesuffix(".").strip()
     if re.fullmatch(r"[A-Za-z ]{2,}", text):
         return " ".join(text.lower().split())
-    text = re.sub(r"(\\[a-zA-Z]+)\s+(?=[a-zA-Z])", r"\1{}", text)  # \pi r is not \pir
+    # \pi r is not \pir; the arguments of roots and fractions get their braces further down.
+    text = re.sub(r"(\\(?!sqrt|frac)[a-zA-Z]+)\s+(?=[a-zA-Z])", r"\1{}", text)
     text = _SPACES.sub("", text)
     text = re.sub(r"^[A-Za-z]\w?(?:=|\\in(?![a-zA-Z])(?:\{\})?)", "", text)
     text = re.sub(r"(?<=\d)\{,\}(?=\d)", ",", text)
@@ -175,6 +176,7 @@ def normalise(answer: str) -> str:
     text = re.sub(r"(\\frac\{[^{}]*\})(\w)", r"\1{\2}", text)
     text = re.sub(r"(?<![\w}.])(\d+)/(\d+)(?![\w{.])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac\{-([^{}]*)\}", r"-\\frac{\1}", text)
+    text = re.sub(r"^\(([A-Z])\)$", r"\1", text)  # a choice
     return re.sub(r"(?<![\d.])\.(?=\d)", "0.", text)
 
 

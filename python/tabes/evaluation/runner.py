@@ -132,6 +132,7 @@ def evaluate(
             "fingerprint": print_of_model,
         },
         "settings": settings.to_dict(),
+        "prompting": dataclasses.asdict(prompting or Prompting()),
         "batch_size": batch_size,
         "peak_memory_mib": peak_memory(model),
         "tasks": {job.task.name: _summary(job, store) for job in jobs},

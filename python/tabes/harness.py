@@ -52,9 +52,10 @@ class TabesLM(LM):  # type: ignore[misc,unused-ignore]
 
     A reply is decoded on a canvas of masks, as many as the task's ``max_gen_toks`` or, without
     that, `gen_length`; where both are given, the smaller. The number of steps keeps its ratio to
-    the length. The text is cut at the first of the task's stop strings. Sampling settings given
-    here come before those of the task. Random draws depend on the prompt and the seed, not on
-    batches or order. Prompts that are too long lose their beginning, with a warning.
+    the length, unless `steps` is given without `gen_length`. The text is cut at the first of the
+    task's stop strings. Sampling settings given here come before those of the task. Random draws
+    depend on the prompt and the seed, not on batches or order. Prompts that are too long lose their
+    beginning, with a warning.
 
     Attributes:
         settings: how it decodes.
@@ -98,6 +99,8 @@ class TabesLM(LM):  # type: ignore[misc,unused-ignore]
         self._explicit = {canonical_name(name) for name in settings}
         if preset is not None:
             self._explicit.add("gen_length")
+        # Steps that come without the length they are for are meant as they are.
+        self._scales = "steps" not in self._explicit or "gen_length" in self._explicit
         self._batch_size = _whole(batch_size, "batch_size")
         self._mc_num = integer(mc_num, "mc_num", minimum=1)
         self._check_greedy = flag(check_greedy, "check_greedy")
@@ -123,7 +126,9 @@ class TabesLM(LM):  # type: ignore[misc,unused-ignore]
         with _bar(len(requests), "generate_until", disable_tqdm) as bar:
             for (length, *sampling), members in groups.items():
                 settings = replace(self.settings, **dict(zip(_SAMPLING, sampling, strict=True)))
-                steps = scaled_steps(settings, length)
+                steps = settings.steps
+                if self._scales:
+                    steps = scaled_steps(settings, length)
                 for first in range(0, len(members), self._batch_size):
                     batch = members[first : first + self._batch_size]
                     canvases = [self._canvas(contexts[n], length) for n in batch]

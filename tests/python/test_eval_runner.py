@@ -15,6 +15,7 @@ from scripted import scripted_model
 from tabes.cli import main
 from tabes.evaluation import PRESETS, Settings, evaluate
 from tabes.evaluation.data import Data, from_hub, made, read_file
+from tabes.evaluation.outcomes import Store
 from tabes.evaluation.runner import fingerprint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -157,6 +158,8 @@ def test_arguments_of_evaluate(tmp_path: Path, demo_model: tabes.Model) -> None:
     fails("limit=0", ["infill"], data=data, limit=0)
     fails("data for infill, which is not to be run", ["sudoku"], data=data)
     fails("no data of its own", ["infill"])
+    with Store.open(tmp_path / "outcomes.jsonl"):
+        fails("in use by another evaluation", ["infill"], data=data)
     (tmp_path / "outcomes.jsonl").write_text("a note\n")
     fails("line 1: not an outcome of tabes eval", ["infill"], data=data)
 

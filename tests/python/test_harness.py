@@ -129,6 +129,14 @@ def test_stop_strings_and_lengths() -> None:
     assert lm.cost.canvas_tokens == 3 * 22 + 9 + 258
 
 
+def test_steps_given_without_a_length_are_meant_as_they_are() -> None:
+    model = scripted_model({"A": "one two three"}, marker=":")
+    for options, steps in (({"steps": 5}, 5), ({"steps": 5, "gen_length": 40}, 3)):
+        lm = TabesLM(model, **options)
+        ask(lm, ("A:", {"max_gen_toks": 20}))
+        assert lm.cost.forward_equivalents == steps
+
+
 def test_a_length_given_here_is_the_most() -> None:
     model = scripted_model({"A": "one two three"}, marker=":")
     for options in ({"gen_length": 7}, {"max_new_tokens": 7}):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tabes._core import InputError
 from tabes.evaluation.decoding import Cost
@@ -27,25 +29,40 @@ class Store:
     """
 
     path: Path
+    file: BinaryIO
     lines: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     costs: dict[str, dict[int, Cost]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path) -> Store:
-        """Reads what is there. A last line that a stop cut short is taken away.
+    @contextmanager
+    def open(cls, path: Path) -> Iterator[Store]:
+        """Reads what is there, and keeps other processes out until the end of the block.
 
-        Raises InputError if the file is something else or cannot be written.
+        A last line that a stop cut short is taken away.
+
+        Raises InputError if the file is something else, is in use, or cannot be written.
         """
-        store = cls(path)
         try:
-            with path.open("a+b") as file:
-                file.seek(0)
-                content = file.read()
-                whole = content.rfind(b"\n") + 1
-                if whole < len(content):
-                    file.truncate(whole)
+            file = path.open("a+b")
         except OSError as error:
             raise InputError(f"{path}: {error}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # closing gives it up
+            except BlockingIOError as error:
+                raise InputError(
+                    f"{path} is in use by another evaluation: wait for it, or give another --out"
+                ) from error
+            except OSError:
+                pass  # a file system without locks
+            yield cls._read(path, file)
+
+    @classmethod
+    def _read(cls, path: Path, file: BinaryIO) -> Store:
+        store = cls(path, file)
+        file.seek(0)
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:
                 store._take(json.loads(line))
@@ -53,10 +70,14 @@ class Store:
                 raise InputError(
                     f"{path}, line {number}: not an outcome of tabes eval: give another --out"
                 ) from error
+        if whole < len(content):
+            file.truncate(whole)
         return store
 
     def _take(self, line: dict[str, Any]) -> None:
         run, batch = str(line["run"]), int(line["batch"])
+        if not isinstance(line["example"], str) or not isinstance(line["metrics"], dict):
+            raise TypeError
         self.lines.setdefault(run, {})[str(line["key"])] = line
         cost = Cost(**{name: line["cost"][name] for name in _COST_FIELDS})
         self.costs.setdefault(run, {})[batch] = cost
@@ -80,10 +101,9 @@ class Store:
         """Writes a batch at once and makes sure that it is on disk."""
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         try:
-            with self.path.open("ab") as file:
-                file.write(text.encode("utf-8", "replace"))
-                file.flush()
-                os.fsync(file.fileno())
+            self.file.write(text.encode("utf-8", "replace"))
+            self.file.flush()
+            os.fsync(self.file.fileno())
         except OSError as error:
             raise InputError(f"{self.path}: {error}") from error
         for line in lines:

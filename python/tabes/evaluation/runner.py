@@ -115,9 +115,9 @@ def evaluate(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: {error}") from error
-    store = Store.open(out / "outcomes.jsonl")
-    for job in jobs:
-        _run(model, job, settings, store, batch_size, progress)
+    with Store.open(out / "outcomes.jsonl") as store:
+        for job in jobs:
+            _run(model, job, settings, store, batch_size, progress)
     values = {
         "format": "tabes-eval",
         "version": 1,

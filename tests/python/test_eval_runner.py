@@ -1,10 +1,8 @@
-"""Settings, data files, costs, resuming, and the command ``tabes eval`` with the bundled model."""
+"""Settings, data files, costs and resuming, with the bundled model."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 import pytest
 import tabes
 from scripted import scripted_model
-from tabes.cli import main
 from tabes.evaluation import PRESETS, Settings, evaluate
 from tabes.evaluation.data import Data, from_hub, made, read_file
 from tabes.evaluation.outcomes import Store
@@ -239,89 +236,3 @@ def test_the_hub_fails_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(tabes.InputError, match=r"pip install 'tabes\[eval\]'"):
         from_hub("openai/gsm8k", "main", "test", "gsm8k")
-
-
-def command(*arguments: Any, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tabes", "eval", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def test_the_command(tmp_path: Path) -> None:
-    file = tmp_path / "molecules.jsonl"
-    file.write_text("\n".join(map(json.dumps, ROWS)))
-    how = ("--policy", "boe", "--policy-option", "n-candidates=3", "--steps", 2, "--batch-size", 5)
-    model = tabes.demo_checkpoint()
-    done = command(model, "--tasks", "infill", "--data", file, *how, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert done.stdout.startswith("infill exact 0.")
-    assert "protocol: infill, in place, exact text" in done.stdout
-    outcomes = tmp_path / "tabes-eval" / "moses" / "outcomes.jsonl"
-    assert done.stdout.endswith(f"{outcomes.relative_to(tmp_path)}\n")
-    (results,) = outcomes.parent.glob("results-boe-*.json")
-    values = json.loads(results.read_text())
-    assert values["format"] == "tabes-eval"
-    assert values["settings"]["policy_options"]["n_candidates"] == 3
-    assert values["settings"]["steps"] == 2
-    assert values["settings"]["gen_length"] == 256
-    assert values["versions"]["tabes"] == tabes.__version__
-    assert values["tasks"]["infill"]["cost"]["backward_rows"] > 0
-    assert len(outcomes.read_text().splitlines()) == 5
-    again = command(model, "-t", "infill", "--data", file, *how, "--json", folder=tmp_path)
-    assert json.loads(again.stdout)["tasks"] == values["tasks"]
-    assert len(outcomes.read_text().splitlines()) == 5
-
-
-def test_a_question_to_the_bundled_model(tmp_path: Path) -> None:
-    """It knows SMILES only, so the prompt is one and ring numbers are its answers."""
-    file = tmp_path / "rings.jsonl"
-    rows = [{"question": "COc1ccc", "answer": "1"}, {"question": "CC(=O)N", "answer": "#### 1"}]
-    file.write_text("\n".join(map(json.dumps, rows)))
-    template = tmp_path / "template.txt"
-    template.write_text("{question}")
-    done = command(
-        *(tabes.demo_checkpoint(), "-t", "gsm8k", "--data", f"gsm8k={file}", "--json"),
-        *("--template", template, "--gen-length", 20, "--steps", 10, "--out", "out"),
-        folder=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    values = json.loads(done.stdout)
-    assert values["prompting"]["template"] == "{question}"
-    task = values["tasks"]["gsm8k"]
-    assert task["examples"] == 2
-    assert task["protocol"].startswith("gsm8k, d1-style number, 0-shot, plain, template ")
-    first, second = map(json.loads, (tmp_path / "out" / "outcomes.jsonl").read_text().splitlines())
-    assert first["text"]
-    assert first["text"] != second["text"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("-t", "mbpp"), "mbpp runs the programs that the model writes"),
-        (("-t", "none"), "there is no task 'none'"),
-        (("-t", "infill", "--data", "no.jsonl"), "No such file"),
-        (("-t", "infill,sudoku", "--data", "no.jsonl"), "write TASK=no.jsonl"),
-        (("-t", "infill", "--policy-option", "alpha"), "write NAME=VALUE"),
-        (("-t", "infill", "--policy-option", "alpha=1"), "'alpha' is no setting"),
-        (("-t", "infill", "--template", "no.txt"), "--template no.txt"),
-        (("-t", "infill", "--block-length", "x"), "--block-length"),
-    ],
-)
-def test_errors_of_the_command(
-    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """All of them before the checkpoint is looked at."""
-    try:
-        code = main(["eval", "no such folder", *arguments])
-    except SystemExit as left:
-        code = left.code
-    assert code == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1

@@ -141,7 +141,10 @@ def test_every_task_with_the_preset_of_the_paper(
         (("-t", "infill", "--data", "no.jsonl"), "No such file"),
         (("-t", "infill,sudoku", "--data", "no.jsonl"), "write TASK=no.jsonl"),
         (("-t", "infill", "--policy-option", "alpha"), "write NAME=VALUE"),
-        (("-t", "infill", "--policy-option", "alpha=1"), "'alpha' is no setting"),
+        (
+            ("-t", "infill", "--policy-option", "alpha=1"),
+            "policy confidence has no setting 'alpha'",
+        ),
         (("-t", "infill", "--template", "no.txt"), "--template no.txt"),
         (("-t", "infill", "--block-length", "x"), "--block-length"),
     ],

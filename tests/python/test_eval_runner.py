@@ -174,10 +174,15 @@ def test_settings() -> None:
     assert (paper_boe["alpha"], paper_boe["tau"]) == ([1.0], 0.5)
     assert Settings.of({"seed": 3}, steered).policy_options == steered.policy_options
     assert Settings.of({"policy": "entropy"}, steered).policy_options == {}
+    threshold = Settings.of({"policy": "threshold", "tau": "0.8"})
+    assert threshold.to_dict()["policy_options"] == {"tau": 0.8}
+    assert threshold.make_policy().name() == "threshold"
     for values, message in (
-        ({"step": 4}, "'step' is no setting.*did you mean 'steps'"),
-        ({"alpha": 1.0}, "'alpha' is no setting, nor one of policy 'confidence'"),
-        ({"policy": "boe", "aplha": 1.0}, "did you mean 'alpha'"),
+        ({"step": 4}, "no setting 'step'.*did you mean 'steps'"),
+        ({"alpha": 1.0}, "policy confidence has no setting 'alpha'; it takes none"),
+        ({"policy": "boe", "aplha": 1.0}, "no setting 'aplha'; it takes n_candidates, .* alpha"),
+        ({"policy": "threshold", "tau": 2}, "tau must be from 0 to 1"),
+        ({"policy": "threshold", "tau": "x"}, "wrong type for a setting of policy threshold"),
         ({"policy": "best"}, "best"),
         ({"policy": "boe", "alpha": "a;b"}, "several values must be numbers"),
         ({"policy": "boe", "halo": "0.5"}, "wrong type"),

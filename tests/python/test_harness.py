@@ -276,7 +276,7 @@ def test_spaces_between_context_and_continuation() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"stepz": 3}, "'stepz' is no setting.*'steps'"),
+        ({"stepz": 3}, "no setting 'stepz'.*'steps'"),
         ({"preset": "fast"}, "no preset 'fast': choose from paper"),
         ({"batch_size": "auto"}, "batch_size='auto'"),
         ({"mc_num": 0}, "mc_num=0"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,8 +33,8 @@ class Settings:
         steps: denoising steps for that many.
         block_length: positions a block; None: all at once.
         policy: its name.
-        policy_options: its settings where they differ from its defaults, by the names they have
-            as its attributes (``alpha``, ``n_candidates``, ... of `tabes.BoE`).
+        policy_options: its settings where they differ from its defaults, as ``tau`` of
+            "threshold" or ``alpha`` of `tabes.BoE`.
         temperature, top_p, top_k, cfg_scale, seed, logits_eos_inf, confidence_eos_eot_inf: as in
             `tabes.generate`.
     """
@@ -92,38 +92,49 @@ class Settings:
         policy = str(chosen.get("policy", base.policy))
         if policy == base.policy:
             options = {**base.policy_options, **options}
-        settable = _settable(make_policy(_POLICY_ALIASES.get(policy, policy)))
-        for name in options:
-            if name not in settable:
-                nearest = difflib.get_close_matches(name, [*known, *_ALIASES, *settable], n=1)
-                hint = f": did you mean {nearest[0]!r}?" if nearest else ""
-                raise InputError(f"{name!r} is no setting, nor one of policy {policy!r}{hint}")
-        return dataclasses.replace(base, policy_options=options, **chosen)
+        try:
+            return dataclasses.replace(base, policy_options=options, **chosen)
+        except InputError as error:
+            nearest = [
+                m for n in options for m in difflib.get_close_matches(n, [*known, *_ALIASES])
+            ]
+            if nearest and "no setting" in str(error):
+                raise InputError(f"{error}; did you mean {nearest[0]!r}?") from error
+            raise
 
     def make_policy(self) -> Policy:
-        """A policy object of its own for every batch, so that none carries state over."""
+        """A policy object of its own for every batch, so that none carries state over.
+
+        Raises InputError for an unknown policy, and for options that it does not have or refuses.
+        """
         default = make_policy(self.policy)
         if not self.policy_options:
             return default
-        names = _settable(default)
-        unknown = [name for name in self.policy_options if name not in names]
-        if unknown:
-            raise InputError(f"policy {self.policy!r} has no setting {unknown[0]!r}")
         given = {name: _option(name, value) for name, value in self.policy_options.items()}
+        names = _settable(default)
+        unknown = [name for name in given if name not in names]
+        if names and unknown:
+            raise InputError(
+                f"policy {self.policy} has no setting {unknown[0]!r}; it takes {', '.join(names)}"
+            )
+        factory: Callable[..., Policy] = make_policy
         try:
-            made: Policy = type(default)(**{**{n: getattr(default, n) for n in names}, **given})
+            if not names:
+                return factory(self.policy, given)
+            # BoE has settings that are no numbers, and a class for them.
+            return type(default)(**{**{n: getattr(default, n) for n in names}, **given})
         except TypeError as error:
             shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
             raise InputError(
-                f"{shown}: a setting of policy {self.policy!r} has a wrong type"
+                f"{shown}: wrong type for a setting of policy {self.policy}"
             ) from error
-        return made
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings, those of the policy with the values that its defaults filled in."""
+        """All settings, those of BoE with the values that its defaults filled in."""
         values = dataclasses.asdict(self)
         policy = self.make_policy()
-        values["policy_options"] = {name: getattr(policy, name) for name in _settable(policy)}
+        given = {name: _option(name, value) for name, value in self.policy_options.items()}
+        values["policy_options"] = given | {n: getattr(policy, n) for n in _settable(policy)}
         return values
 
 
@@ -133,7 +144,7 @@ def canonical_name(name: str) -> str:
 
 
 def _settable(policy: Policy) -> tuple[str, ...]:
-    """The settings of a compiled policy are its properties; most policies have none."""
+    """The settings that a policy has as properties; only those of BoE's class do."""
     kind = type(policy)
     return tuple(name for name in vars(kind) if isinstance(vars(kind)[name], property))
 

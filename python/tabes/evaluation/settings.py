@@ -121,8 +121,11 @@ class Settings:
         try:
             if not names:
                 return factory(self.policy, given)
-            # BoE has settings that are no numbers, and a class for them.
-            return type(default)(**{**{n: getattr(default, n) for n in names}, **given})
+            # BoE has settings that are no numbers, and a class for them; "boe_paper" is of that
+            # class with other values than its defaults.
+            plain = type(default)()
+            own = {n: v for n in names if (v := getattr(default, n)) != getattr(plain, n)}
+            return type(default)(**{**own, **given})
         except TypeError as error:
             shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
             raise InputError(

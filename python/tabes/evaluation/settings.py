@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tabes._core import InputError, Policy, make_policy
+from tabes._core import InputError, Policy, policy_names
 from tabes.arguments import flag, integer, number, optional_integer
+from tabes.policies import make_policy
 
 _ALIASES = {
     "max_new_tokens": "gen_length",
     "block_size": "block_length",
     "alg": "policy",
     "remasking": "policy",
-}
-_POLICY_ALIASES = {
-    "low_confidence": "confidence",
-    "maskgit_plus": "confidence",
-    "topk_margin": "margin",
 }
 
 
@@ -66,7 +62,8 @@ class Settings:
             flag(getattr(self, name), name)
         if not isinstance(self.policy, str):
             raise InputError(f"policy={self.policy!r}: give its name")
-        object.__setattr__(self, "policy", _POLICY_ALIASES.get(self.policy, self.policy))
+        if self.policy not in policy_names():  # another decoder's name, or unknown
+            object.__setattr__(self, "policy", make_policy(self.policy).name())
         self.make_policy()
 
     @classmethod
@@ -107,25 +104,15 @@ class Settings:
 
         Raises InputError for an unknown policy, and for options that it does not have or refuses.
         """
-        default = make_policy(self.policy)
-        if not self.policy_options:
-            return default
         given = {name: _option(name, value) for name, value in self.policy_options.items()}
-        names = _settable(default)
+        names = _settable(make_policy(self.policy))
         unknown = [name for name in given if name not in names]
         if names and unknown:
             raise InputError(
                 f"policy {self.policy} has no setting {unknown[0]!r}; it takes {', '.join(names)}"
             )
-        factory: Callable[..., Policy] = make_policy
         try:
-            if not names:
-                return factory(self.policy, given)
-            # BoE has settings that are no numbers, and a class for them; "boe_paper" is of that
-            # class with other values than its defaults.
-            plain = type(default)()
-            own = {n: v for n in names if (v := getattr(default, n)) != getattr(plain, n)}
-            return type(default)(**{**own, **given})
+            return make_policy(self.policy, **given)
         except TypeError as error:
             shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
             raise InputError(

@@ -59,6 +59,11 @@ class Model:
         return self.core.info
 
     @cached_property
+    @property
+    def keeps_context(self) -> bool:
+        """Whether ``context="frozen"`` is to be had: of loaded models, not of wrapped ones."""
+        return self.path is not None
+
     def tokenizer(self) -> Tokenizer | None:
         """The checkpoint's tokenizer, read at first use; None if there is none.
 

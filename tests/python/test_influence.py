@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from typing import Any
 import pytest
 import tabes
 import torch
@@ -281,6 +282,23 @@ def test_bad_input_is_refused(demo_model: tabes.Model, change: dict, message: st
         dict(n_candidates="1.5xx"),
         dict(probes="all"),
         dict(prefilter="entropy"),
+        (dict(forbidden=range(28)), "every token is forbidden; leave at least one"),
+        (dict(forbidden="C"), "forbidden='C': give a list of integers"),
+        (dict(candidates=np.array(3)), "candidates=3: give one list of positions a sequence"),
+        (dict(candidates=3), "candidates=3: give one list of positions a sequence"),
+        (dict(candidates=["12"]), r"candidates\[0\]='12': give a list of integers"),
+        (dict(candidates=[[1.0]]), r"candidates\[0\]\[0\]=1.0: it must be an integer"),
+        (dict(probes=None), "probes=None: give one list of positions a sequence"),
+        (dict(context=None), "context=None: it must be a string"),
+        (dict(adjoint=1), "adjoint=1: it must be a string"),
+        (dict(alpha="0.5"), "alpha='0.5': it must be a number"),
+        (dict(alpha=None), "alpha=None: it must be a number"),
+        (dict(alpha=[0.5, "x"]), r"alpha\[1\]='x': it must be a number"),
+        (dict(alpha=10**400), "alpha=1000.*: it must be a number"),
+        (dict(tau=torch.ones(2)), "tau=.*: it must be a number"),
+        (dict(tau="warm"), "tau='warm': it must be a number"),
+        (dict(halo=0.5), "halo=0.5: it must be an integer"),
+        (dict(halo=2**70), "halo=.*: it must fit 64 bits"),
         dict(every=0),
         dict(gamma=-1.0),
         dict(h_max=math.nan),
@@ -289,6 +307,22 @@ def test_bad_input_is_refused(demo_model: tabes.Model, change: dict, message: st
 def test_bad_policies_are_refused(options: dict) -> None:
     with pytest.raises(tabes.InputError):
         tabes.BoE(**options)
+
+@pytest.mark.parametrize(
+    "alpha",
+    [
+        np.float32(0.5), np.array(0.5), torch.tensor(0.5), [0.5], np.array([0.5]),
+        torch.tensor([0.5]), (np.float64(0.5),), iter([0.5]),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_numbers_of_numpy_and_torch_are_numbers(demo_model: tabes.Model, alpha: Any) -> None:
+    tokens = [[1, 3, 3, 3, 3, 3, 3, 2]]
+    wanted = tabes.influence(demo_model, tokens, [[1]], [[2]], alpha=0.5).tis[0]
+    assert tabes.influence(demo_model, tokens, [[1]], [[2]], alpha=alpha).tis[0] == wanted
+    places = np.array([[1]]), torch.tensor([[2]])
+    assert tabes.influence(demo_model, tokens, *places, alpha=0.5).tis[0] == wanted
+
 
 
 def test_presets_say_what_they_are() -> None:

@@ -114,6 +114,32 @@ def test_load_errors(tmp_path: Path, rxnfp_folder: Path) -> None:
         tabes.load(tabes.demo_checkpoint(), device="toaster")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(path=None), "path=None: give the checkpoint folder"),
+        (dict(path=3), "path=3: give the checkpoint folder"),
+        (dict(mask_token_id="3"), "mask_token_id='3': it must be an integer"),
+        (dict(mask_token_id=2**70), "mask_token_id=.*: it must fit 64 bits"),
+        (dict(mask_token_id=3.0), "mask_token_id=3.0: it must be an integer"),
+        (dict(prepack="x"), "prepack='x': it must be True or False"),
+        (dict(progress=3), "progress=3: it must be callable"),
+    ],
+)
+def test_bad_load_arguments(arguments: dict, message: str) -> None:
+    with pytest.raises(tabes.InputError, match=message):
+        tabes.load(**(dict(path=tabes.demo_checkpoint()) | arguments))
+
+
+def test_help_of_the_trace_format() -> None:
+    # As the README says it: nothing but `import tabes` before.
+    done = subprocess.run(
+        [sys.executable, "-c", "import tabes; help(tabes.trace)"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tabes-trace" in done.stdout
+
+
 def test_convert_keeps_every_weight(rxnfp_folder: Path, rxnfp_checkpoint: Path) -> None:
     from safetensors.torch import load_file
 

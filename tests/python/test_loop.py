@@ -150,6 +150,11 @@ def test_a_python_policy_decides(demo_model: tabes.Model) -> None:
         tabes.generate(demo_model, [BOS, MASK, EOS], policy=Broken())
 
 
+def test_a_policy_without_a_rule_is_refused(demo_model: tabes.Model) -> None:
+    with pytest.raises(tabes.InputError, match="must define score"):
+        tabes.generate(demo_model, [BOS, MASK, EOS], policy=tabes.Policy())
+
+
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("inference", [True, False])

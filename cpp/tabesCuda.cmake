@@ -35,7 +35,8 @@ function(tabes_add_cuda target)
   target_sources(${target} PRIVATE
     ${sources}/aqa_bf16.cu
     ${sources}/aqa_fp16.cu
-    ${sources}/aqa_fp32.cu)
+    ${sources}/aqa_fp32.cu
+    ${sources}/rows.cu)
   # Headers only: the runtime is linked in statically, so that no version of libcudart has to match.
   target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   set_target_properties(${target} PROPERTIES CUDA_RUNTIME_LIBRARY Static)

@@ -1,14 +1,13 @@
 // Kernels of the adjoint for one type of number, and their launches. Included by one .cu a type.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <type_traits>
 
 #include "ops/cuda/aqa_key_pass.h"
 #include "ops/cuda/aqa_query_pass.h"
 #include "ops/cuda/aqa_reduce.h"
 #include "ops/cuda/aqa_simt.h"
+#include "ops/cuda/launch.h"
 
 namespace tabes::gpu {
 
@@ -57,62 +56,31 @@ __global__ void __launch_bounds__(kReduceThreads)
   merge_rows(p);
 }
 
-// Launches in order on one stream; remembers the first failure and then does nothing more.
-class Launcher {
- public:
-  explicit Launcher(void* stream) : stream_(static_cast<cudaStream_t>(stream)) {}
-
-  template <typename... Parameters, typename... Arguments>
-  void operator()(void (*kernel)(Parameters...), dim3 grid, const AqaShape& shape,
-                  const Arguments&... arguments) {
-    if (status_ != cudaSuccess || grid.x == 0 || grid.y == 0) return;
-    // More than 48 KiB must be asked for.
-    if (shape.shared_bytes > 48 << 10) {
-      status_ = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     shape.shared_bytes);
-      if (status_ != cudaSuccess) return;
-    }
-    kernel<<<grid, shape.threads, shape.shared_bytes, stream_>>>(arguments...);
-    status_ = cudaGetLastError();
-  }
-  template <typename... Parameters, typename... Arguments>
-  void each(void (*kernel)(Parameters...), int64_t count, int per_block,
-            const Arguments&... arguments) {
-    (*this)(kernel, dim3(static_cast<unsigned>((count + per_block - 1) / per_block)),
-            {0, 0, kReduceThreads, 0}, arguments...);
-  }
-  cudaError_t status() const { return status_; }
-
- private:
-  cudaStream_t stream_;
-  cudaError_t status_ = cudaSuccess;
-};
-
 template <typename T, int D>
 int launch_aqa_head(const AqaParams& p, const AqaGrid& grid, void* stream) {
   constexpr AqaShape kQuery = aqa_query_shape(kNumber<T>, D), kKey = aqa_key_shape(kNumber<T>, D);
-  const auto blocks = [](int64_t tiles, int heads, int splits) {
-    return dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(heads),
-                static_cast<unsigned>(splits));
-  };
   const int64_t rows = p.total_q * p.heads;
   Launcher launch(stream);
+  const auto pass = [&](auto kernel, const AqaShape& shape, int64_t tiles, int heads, int splits) {
+    launch(kernel,
+           dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(heads),
+                static_cast<unsigned>(splits)),
+           shape.threads, shape.shared_bytes, p);
+  };
   if (!p.out) {
-    launch(&aqa_query_kernel<T, D, false>, blocks(grid.query_tiles, p.heads, p.row_splits), kQuery,
-           p);
+    pass(&aqa_query_kernel<T, D, false>, kQuery, grid.query_tiles, p.heads, p.row_splits);
     if (p.row_splits > 1) {
-      launch.each(&aqa_merge_rows_kernel<T>, rows, kReduceThreads, p);
+      launch(&aqa_merge_rows_kernel<T>, blocks(rows, kReduceThreads), kReduceThreads, 0, p);
     }
   } else if (p.queries) {
-    launch.each(&aqa_delta_kernel<T>, rows, kReduceThreads / kWarp, p, D);
+    launch(&aqa_delta_kernel<T>, blocks(rows, kReduceThreads / kWarp), kReduceThreads, 0, p, D);
   }
-  launch(&aqa_query_kernel<T, D, true>, blocks(grid.dq_tiles, p.heads, p.dq_splits), kQuery, p);
-  launch(&aqa_key_kernel<T, D>, blocks(grid.key_tiles, p.groups, p.key_splits), kKey, p);
+  pass(&aqa_query_kernel<T, D, true>, kQuery, grid.dq_tiles, p.heads, p.dq_splits);
+  pass(&aqa_key_kernel<T, D>, kKey, grid.key_tiles, p.groups, p.key_splits);
   const auto add = [&](void* out, const float* parts, int splits, int64_t count) {
-    if (splits > 1) {
-      launch.each(&aqa_add_parts_kernel<T>, count, kReduceThreads, static_cast<T*>(out), parts,
-                  splits, count);
-    }
+    if (splits == 1) return;
+    launch(&aqa_add_parts_kernel<T>, blocks(count, kReduceThreads), kReduceThreads, 0,
+           static_cast<T*>(out), parts, splits, count);
   };
   add(p.dq, p.dq_parts, p.dq_splits, p.total_dq * p.heads * D);
   add(p.dk, p.dk_parts, p.key_splits, p.total_keys * p.groups * D);

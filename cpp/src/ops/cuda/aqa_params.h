@@ -63,7 +63,7 @@ TABES_HOST_DEVICE constexpr AqaShape aqa_query_shape(Number number, int d) {
 
 TABES_HOST_DEVICE constexpr AqaShape aqa_key_shape(Number number, int d) {
   if (number == Number::fp32) return {32, 32, 256, 4 * 32 * (d + 4) * 4 + 2 * 32 * 33 * 4 + 64 * 4};
-  const int streamed = d > 64 ? 32 : 64;
+  const int streamed = d > 128 ? 16 : d > 64 ? 32 : 64;
   // Above 128 a thread could not hold its sums: two warps share 16 keys, half the columns each.
   return {64, streamed, d > 128 ? 256 : 128, (2 * 64 + 4 * streamed) * d * 2 + 4 * streamed * 4};
 }

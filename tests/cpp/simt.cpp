@@ -106,16 +106,27 @@ void run_block(Running& state) {
     makecontext(&fiber.context, enter, 0);
   }
   const int threads = static_cast<int>(state.fibers.size());
-  for (int left = threads; left > 0;) {
+  int left = threads;
+  // Lets thread number i of the order go on, if it can.
+  const auto advance = [&](int i) {
+    Fiber& fiber = state.fibers[state.schedule.backwards ? threads - 1 - i : i];
+    if (fiber.done || (fiber.waits_for && *fiber.waits_for == fiber.seen)) return false;
+    fiber.waits_for = nullptr;
+    state.now = &fiber;
+    swapcontext(&state.scheduler, &fiber.context);
+    left -= fiber.done;
+    return true;
+  };
+  // A warp runs until the block's barrier stops all of it, so that it gets as far ahead of the
+  // others as it can: what no barrier keeps apart then happens in the wrong order.
+  while (left > 0) {
     bool moved = false;
-    for (int i = 0; i < threads; ++i) {
-      Fiber& fiber = state.fibers[state.schedule.backwards ? threads - 1 - i : i];
-      if (fiber.done || (fiber.waits_for && *fiber.waits_for == fiber.seen)) continue;
-      fiber.waits_for = nullptr;
-      state.now = &fiber;
-      swapcontext(&state.scheduler, &fiber.context);
-      left -= fiber.done;
-      moved = true;
+    for (int first = 0; first < threads; first += kWarp) {
+      for (bool again = true; again;) {
+        again = false;
+        for (int i = first; i < first + kWarp; ++i) again |= advance(i);
+        moved |= again;
+      }
     }
     if (!moved) throw std::logic_error("the block's threads wait for one another forever");
   }

@@ -49,6 +49,9 @@ struct AqaShape {
   int rows, streamed, threads, shared_bytes;
 };
 
+// Parts a loop may be cut into: what they add up to is read once more for each.
+constexpr int kMostSplits = 16;
+
 // Whether there are kernels for this head size.
 TABES_HOST_DEVICE constexpr bool aqa_has_head(int head_dim) {
   return head_dim == 32 || head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256;

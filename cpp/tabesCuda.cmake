@@ -36,7 +36,13 @@ function(tabes_add_cuda target)
     ${sources}/aqa_bf16.cu
     ${sources}/aqa_fp16.cu
     ${sources}/aqa_fp32.cu
-    ${sources}/rows.cu)
+    ${sources}/device_info.cu
+    ${sources}/rows.cu
+    ${sources}/aqa_cuda.cpp
+    ${sources}/aqa_stock.cpp
+    ${sources}/host.cpp
+    ${sources}/rows_cuda.cpp
+    ${sources}/stream.cpp)
   # Headers only: the runtime is linked in statically, so that no version of libcudart has to match.
   target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   set_target_properties(${target} PROPERTIES CUDA_RUNTIME_LIBRARY Static)

@@ -10,10 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "ops/cuda/aqa_key_pass.h"
-#include "ops/cuda/aqa_query_pass.h"
-#include "ops/cuda/aqa_reduce.h"
-#include "ops/cuda/aqa_simt.h"
+#include "ops/cuda/aqa_params.h"
+#include "ops/cuda/number.h"
+#include "ops/cuda/simt.h"
 
 namespace tabes::gpu {
 namespace {
@@ -164,54 +163,15 @@ class Adjoint {
   int64_t longest() const { return *std::max_element(c_.keys.begin(), c_.keys.end()); }
 
   void launch(const AqaParams& p) const {
-    constexpr AqaShape kQuery = aqa_query_shape(kNumber<T>, D), kKey = aqa_key_shape(kNumber<T>, D);
-    const auto tiles = [&](const Offsets& cu, int size) {
-      return static_cast<int>(aqa_tiles(cu.data(), p.batch, size));
+    const auto tiles = [&](const Offsets& cu, const AqaShape& shape) {
+      return aqa_tiles(cu.data(), p.batch, shape.rows);
     };
-    const auto flat = [&](int64_t count, int per_block, const auto& body) {
-      simt::run(
-          {static_cast<int>((count + per_block - 1) / per_block)}, kReduceThreads, 0,
-          [&](char*) { body(); }, c_.schedule);
-    };
-    const auto pass = [&](bool gradient, const Offsets& cu, int splits) {
-      simt::run(
-          {tiles(cu, kQuery.rows), p.heads, splits}, kQuery.threads, kQuery.shared_bytes,
-          [&](char* shared) {
-            if constexpr (std::is_same_v<T, float>) {
-              gradient ? aqa_query_pass_simt<D, true>(p, shared)
-                       : aqa_query_pass_simt<D, false>(p, shared);
-            } else {
-              gradient ? aqa_query_pass<T, D, true>(p, shared)
-                       : aqa_query_pass<T, D, false>(p, shared);
-            }
-          },
-          c_.schedule);
-    };
-    if (!p.out) {
-      pass(false, cu_q_, p.row_splits);
-      if (p.row_splits > 1) flat(p.total_q * p.heads, kReduceThreads, [&] { merge_rows(p); });
-    } else if (p.queries) {
-      flat(p.total_q * p.heads, kReduceThreads / kWarp, [&] { find_delta<T>(p, D); });
-    }
-    pass(true, p.queries ? cu_queries_ : cu_q_, p.dq_splits);
-    simt::run(
-        {tiles(cu_q_, kKey.rows), p.groups, p.key_splits}, kKey.threads, kKey.shared_bytes,
-        [&](char* shared) {
-          if constexpr (std::is_same_v<T, float>) {
-            aqa_key_pass_simt<D>(p, shared);
-          } else {
-            aqa_key_pass<T, D>(p, shared);
-          }
-        },
-        c_.schedule);
-    if (p.dq_splits == 1) return;
-    const auto add = [&](void* out, const float* parts, int64_t count) {
-      flat(count, kReduceThreads,
-           [&] { add_parts(static_cast<T*>(out), parts, p.dq_splits, count); });
-    };
-    add(p.dq, p.dq_parts, p.total_dq * width(p.heads));
-    add(p.dk, p.dk_parts, p.total_keys * width(p.groups));
-    add(p.dv, p.dv_parts, p.total_keys * width(p.groups));
+    const AqaShape query = aqa_query_shape(kNumber<T>, D), key = aqa_key_shape(kNumber<T>, D);
+    const AqaGrid grid{tiles(cu_q_, query), tiles(p.queries ? cu_queries_ : cu_q_, query),
+                       tiles(cu_q_, key)};
+    simt::schedule = c_.schedule;
+    ASSERT_EQ(launch_aqa_adjoint(p, kNumber<T>, D, grid, nullptr), 0);
+    simt::schedule = {};
   }
 
   // A true value, and how much the kernels' roundings may move it.

@@ -9,15 +9,26 @@
 #include <random>
 #include <vector>
 
-#include "ops/cuda/blocks.h"
-#include "ops/cuda/logits.h"
-#include "ops/cuda/sample.h"
+#include "ops/cuda/number.h"
+#include "ops/cuda/rows_params.h"
+#include "ops/cuda/simt.h"
+#include "random/philox.h"
 
 namespace tabes::gpu {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr simt::Schedule kForwards, kBackwards{.backwards = true, .late_copies = true};
+
+// For the launches of a scope.
+struct Backwards {
+  Backwards() { simt::schedule = {.backwards = true, .late_copies = true}; }
+  ~Backwards() { simt::schedule = {}; }
+};
+
+template <typename T>
+constexpr Number kNumber = std::is_same_v<T, float> ? Number::fp32
+                           : IsBFloat16<T>::value   ? Number::bf16
+                                                    : Number::fp16;
 
 template <typename T>
 constexpr double kRounding = std::is_same_v<T, float> ? 0x1p-23
@@ -39,8 +50,7 @@ using Types = testing::Types<float, BFloat16, Half>;
 TYPED_TEST_SUITE(RowKernels, Types);
 
 template <typename T>
-std::vector<LogitStatistics> statistics(const std::vector<T>& logits, int64_t vocab, int splits,
-                                        simt::Schedule schedule = kForwards) {
+std::vector<LogitStatistics> statistics(const std::vector<T>& logits, int64_t vocab, int splits) {
   const int64_t rows = static_cast<int64_t>(logits.size()) / vocab;
   std::vector<LogitPartial> parts(rows * splits);
   std::vector<float> real(4 * rows);
@@ -50,10 +60,7 @@ std::vector<LogitStatistics> statistics(const std::vector<T>& logits, int64_t vo
   p.splits = splits, p.parts = parts.data();
   p.lse = real.data(), p.entropy = p.lse + rows, p.max_prob = p.entropy + rows;
   p.margin = p.max_prob + rows, p.argmax = argmax.data();
-  simt::run(
-      {static_cast<int>(rows), splits}, kLogitThreads, 32 * sizeof(LogitPartial),
-      [&](char* shared) { logit_statistics<T>(p, shared); }, schedule);
-  if (splits > 1) simt::run({1}, 128, 0, [&](char*) { merge_statistics(p); }, schedule);
+  EXPECT_EQ(launch_statistics(p, kNumber<T>, nullptr), 0);
   std::vector<LogitStatistics> result;
   for (int64_t r = 0; r < rows; ++r) {
     result.push_back({p.lse[r], p.entropy[r], p.max_prob[r], p.margin[r], p.argmax[r]});
@@ -90,7 +97,9 @@ TYPED_TEST(RowKernels, StatisticsMatchTheirDefinitions) {
 
 TYPED_TEST(RowKernels, StatisticsAreTheSameBitsEveryTime) {
   const auto logits = draw<TypeParam>(3 * 1003, 4);
-  const auto first = statistics(logits, 1003, 3), other = statistics(logits, 1003, 3, kBackwards);
+  const auto first = statistics(logits, 1003, 3);
+  const Backwards backwards;
+  const auto other = statistics(logits, 1003, 3);
   EXPECT_EQ(std::memcmp(first.data(), other.data(), first.size() * sizeof(first[0])), 0);
 }
 
@@ -136,10 +145,8 @@ TYPED_TEST(RowKernels, EntropyAdjointIsTheDerivative) {
   }
   const EntropyParams p{logits.data(),   rows,           vocab,         argmax.data(),
                         max_prob.data(), entropy.data(), weight.data(), top.data()};
-  simt::run({1}, 128, 0, [&](char*) { entropy_tops<TypeParam>(p); });
-  simt::run(
-      {2, static_cast<int>(rows)}, kEntropyThreads, 0,
-      [&](char*) { entropy_derivative<TypeParam>(p); }, kBackwards);
+  const Backwards backwards;
+  EXPECT_EQ(launch_entropy_adjoint(p, kNumber<TypeParam>, nullptr), 0);
   for (int64_t r = 0; r < rows; ++r) {
     double sum = 0, h = 0;
     const auto x = [&](int64_t v) { return double{to_float(before[r * vocab + v])}; };
@@ -164,10 +171,10 @@ TYPED_TEST(RowKernels, RmsNormAndItsAdjoint) {
     const auto weight = draw<float>(width, 1, 3);
     std::vector<TypeParam> y(rows * width), dx(rows * width);
     NormParams p{x.data(), grad.data(), stride, rows, width, weight.data(), y.data(), 1e-5f};
-    const simt::Grid grid{static_cast<int>((rows * norm_lanes(width) + 255) / 256)};
-    simt::run(grid, 256, 1024, [&](char* s) { rms_norm_rows<TypeParam, false>(p, s); });
+    EXPECT_EQ(launch_rms_norm(p, kNumber<TypeParam>, nullptr), 0);
     p.out = dx.data();
-    simt::run(grid, 256, 1024, [&](char* s) { rms_norm_rows<TypeParam, true>(p, s); }, kBackwards);
+    const Backwards backwards;
+    EXPECT_EQ(launch_rms_norm_backward(p, kNumber<TypeParam>, nullptr), 0);
     for (int64_t r = 0; r < rows; ++r) {
       const auto at = [&](int i) { return double{to_float(x[r * stride + i])}; };
       const auto down = [&](int i) { return to_float(grad[r * width + i]) * double{weight[i]}; };
@@ -202,7 +209,7 @@ TYPED_TEST(RowKernels, RotationAndItsInverse) {
     auto x = before;
     const RopeParams p{x.data(), stride,           rows,   heads, half, c.data(), s.data(),
                        table,    positions.data(), inverse};
-    simt::run({2}, 256, 0, [&](char*) { rotate<TypeParam>(p); });
+    EXPECT_EQ(launch_rope(p, kNumber<TypeParam>, nullptr), 0);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t i = 0; i < stride; ++i) {
         const double old = to_float(before[r * stride + i]), got = to_float(x[r * stride + i]);
@@ -229,9 +236,9 @@ TYPED_TEST(RowKernels, GatesAndTheirAdjoints) {
   for (bool gelu : {false, true}) {
     std::vector<TypeParam> y(rows * width), dx(rows * 2 * width);
     GatedParams p{x.data(), grad.data(), y.data(), rows, width, gelu};
-    simt::run({2}, 256, 0, [&](char*) { gate<TypeParam, false>(p); });
+    EXPECT_EQ(launch_gated(p, kNumber<TypeParam>, nullptr), 0);
     p.out = dx.data();
-    simt::run({2}, 256, 0, [&](char*) { gate<TypeParam, true>(p); });
+    EXPECT_EQ(launch_gated_backward(p, kNumber<TypeParam>, nullptr), 0);
     const auto act = [&](double v) {
       return gelu ? v * 0.5 * (1 + std::erf(v / std::sqrt(2.0))) : v / (1 + std::exp(-v));
     };
@@ -307,10 +314,9 @@ TYPED_TEST(RowKernels, SamplesInvertTheDistribution) {
     std::vector<int64_t> tokens(rows, -1);
     const SampleParams p{logits.data(), uniforms.data(),    tokens.data(), rows,
                          vocab,         1.0f / temperature, cuts.top_k,    cuts.top_p};
-    simt::run(
-        {static_cast<int>(rows)}, kSampleThreads, sizeof(SampleShared),
-        [&](char* shared) { sample_row<TypeParam>(p, shared); },
-        cuts.top_k == 30 ? kBackwards : kForwards);
+    simt::schedule.backwards = cuts.top_k == 30;
+    EXPECT_EQ(launch_sample(p, kNumber<TypeParam>, nullptr), 0);
+    simt::schedule = {};
     for (int64_t r = 0; r < rows; ++r) {
       ASSERT_GE(tokens[r], 0);
       ASSERT_LT(tokens[r], vocab);
@@ -327,7 +333,7 @@ TEST(RowKernel, UniformsAreNamedBySequencePositionAndStep) {
   const UniformParams p{
       42,        static_cast<uint32_t>(Stream::order), sequences.data(), positions.data(), 5, 3,
       out.data()};
-  simt::run({1}, 128, 0, [&](char*) { fill_uniforms(p); });
+  EXPECT_EQ(launch_uniforms(p, nullptr), 0);
   for (int i = 0; i < 3; ++i) {
     EXPECT_EQ(out[i], counter_uniform(42, Stream::order, sequences[i], positions[i], 5));
   }

@@ -204,8 +204,7 @@ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bool b
   }
 }
 
-void run(Grid grid, int threads, int64_t shared_bytes, const std::function<void(char*)>& body,
-         Schedule schedule) {
+void run(Grid grid, int threads, int64_t shared_bytes, const std::function<void(char*)>& body) {
   Running state;
   state.fibers.resize(threads);
   state.warps.resize(threads / kWarp);

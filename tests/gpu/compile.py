@@ -26,10 +26,10 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 
 # Bytes that ptxas may spill to the stack. The adjoint's sums and scores fill a thread's 255
 # registers from 128 numbers a head on; a few spilled addresses cost nothing there.
-SPILLS = {"aqa_query_kernel": 64, "aqa_key_kernel": 64}
+SPILLS = {"AqaQueries": 64, "AqaKeys": 64}
 # Registers a thread: what a block's threads may share out of the 65,536 of a multiprocessor, and
 # for the kernels of rows, which wait for memory, that at least 1,024 threads are under way.
-REGISTERS = {"aqa_query_kernel": 255, "aqa_key_kernel": 255}
+REGISTERS = {"AqaQueries": 255, "AqaKeys": 255}
 DEFAULT_SPILLS, DEFAULT_REGISTERS = 0, 64
 
 
@@ -60,18 +60,20 @@ def find_nvcc() -> str | None:
 
 
 def readable(symbols: list[str]) -> list[str]:
-    """The kernels' C++ names without arguments and namespaces."""
+    """The kernels' C++ names: of entry<NAME, SomeParams>(SomeParams) the NAME."""
     filt = shutil.which("cu++filt") or shutil.which("c++filt")
     if filt is None or not symbols:
         return symbols
-    out = subprocess.run(
+    done = subprocess.run(
         [filt], input="\n".join(symbols), text=True, capture_output=True, check=True
     )
     names = []
-    for line in out.stdout.splitlines():
-        name = line.replace("(anonymous namespace)::", "").replace("<unnamed>::", "")
-        name = name.split("(tabes")[0].split("(T1")[0].removeprefix("void ")
-        names.append(re.sub(r"\(bool\)|\(int\)", "", name.replace("tabes::gpu::", "")))
+    for line in done.stdout.splitlines():
+        name = re.sub(
+            r"\(anonymous namespace\)::|<unnamed>::|tabes::gpu::|\(bool\)|\(int\)", "", line
+        )
+        found = re.match(r"void entry<(.*), \w+>\(", name)
+        names.append(found[1] if found else name)
     return names
 
 

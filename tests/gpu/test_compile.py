@@ -31,7 +31,7 @@ def test_limits_are_held_to() -> None:
     assert second.excess() is None
     first.spilled = 0
     assert "takes 255 registers, limit 64" in (first.excess() or "")
-    first.name = "aqa_key_kernel<tabes::gpu::Half, 128>"
+    first.name = "AqaKeys<Half, 128>"
     assert first.excess() is None
 
 

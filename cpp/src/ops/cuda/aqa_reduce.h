@@ -9,14 +9,20 @@ namespace tabes::gpu {
 
 constexpr int kReduceThreads = 256;
 
-// out[i] = parts[0][i] + parts[1][i] + ...
+// out[i] = parts[0][i] + parts[1][i] + ..., for `count` numbers.
+struct PartsParams {
+  void* out;
+  const float* parts;
+  int splits;
+  int64_t count;
+};
 template <typename T>
-TABES_DEVICE void add_parts(T* out, const float* parts, int splits, int64_t count) {
+TABES_DEVICE void add_parts(const PartsParams& p) {
   const int64_t i = int64_t{block_x()} * kReduceThreads + thread_index();
-  if (i >= count) return;
-  float sum = parts[i];
-  for (int s = 1; s < splits; ++s) sum += parts[s * count + i];
-  out[i] = from_float<T>(sum);
+  if (i >= p.count) return;
+  float sum = p.parts[i];
+  for (int s = 1; s < p.splits; ++s) sum += p.parts[s * p.count + i];
+  static_cast<T*>(p.out)[i] = from_float<T>(sum);
 }
 
 TABES_DEVICE void merge_rows(const AqaParams& p) {

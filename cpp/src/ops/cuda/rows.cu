@@ -7,55 +7,53 @@
 namespace tabes::gpu {
 namespace {
 
-constexpr int kMergeThreads = 128;
-// Room for a value of each warp.
-constexpr int kScratch = 32 * sizeof(LogitPartial);
+constexpr int kSmallThreads = 128;
 
 template <typename T>
-__global__ void __launch_bounds__(kLogitThreads)
-    statistics_kernel(const __grid_constant__ StatisticsParams p) {
-  __shared__ __align__(16) char shared[kScratch];
-  logit_statistics<T>(p, shared);
-}
-__global__ void __launch_bounds__(kMergeThreads)
-    merge_statistics_kernel(const __grid_constant__ StatisticsParams p) {
-  merge_statistics(p);
-}
+struct Statistics {
+  static constexpr int kThreads = kLogitThreads;
+  static constexpr int kShared = kLogitThreads / kWarp * sizeof(LogitPartial);
+  static TABES_DEVICE void run(const StatisticsParams& p, char* s) { logit_statistics<T>(p, s); }
+};
+struct StatisticsMerge {
+  static constexpr int kThreads = kSmallThreads, kShared = 0;
+  static TABES_DEVICE void run(const StatisticsParams& p, char*) { merge_statistics(p); }
+};
 template <typename T>
-__global__ void __launch_bounds__(kMergeThreads)
-    entropy_tops_kernel(const __grid_constant__ EntropyParams p) {
-  entropy_tops<T>(p);
-}
+struct EntropyTops {
+  static constexpr int kThreads = kSmallThreads, kShared = 0;
+  static TABES_DEVICE void run(const EntropyParams& p, char*) { entropy_tops<T>(p); }
+};
 template <typename T>
-__global__ void __launch_bounds__(kEntropyThreads)
-    entropy_kernel(const __grid_constant__ EntropyParams p) {
-  entropy_derivative<T>(p);
-}
+struct EntropyDerivative {
+  static constexpr int kThreads = kEntropyThreads, kShared = 0;
+  static TABES_DEVICE void run(const EntropyParams& p, char*) { entropy_derivative<T>(p); }
+};
 template <typename T, bool kBackward>
-__global__ void __launch_bounds__(kBlockThreads)
-    rms_norm_kernel(const __grid_constant__ NormParams p) {
-  __shared__ __align__(16) char shared[kScratch];
-  rms_norm_rows<T, kBackward>(p, shared);
-}
+struct RmsNorm {
+  static constexpr int kThreads = kBlockThreads;
+  static constexpr int kShared = kBlockThreads / kWarp * sizeof(float);
+  static TABES_DEVICE void run(const NormParams& p, char* s) { rms_norm_rows<T, kBackward>(p, s); }
+};
 template <typename T>
-__global__ void __launch_bounds__(kBlockThreads) rope_kernel(const __grid_constant__ RopeParams p) {
-  rotate<T>(p);
-}
+struct Rope {
+  static constexpr int kThreads = kBlockThreads, kShared = 0;
+  static TABES_DEVICE void run(const RopeParams& p, char*) { rotate<T>(p); }
+};
 template <typename T, bool kBackward>
-__global__ void __launch_bounds__(kBlockThreads)
-    gated_kernel(const __grid_constant__ GatedParams p) {
-  gate<T, kBackward>(p);
-}
+struct Gated {
+  static constexpr int kThreads = kBlockThreads, kShared = 0;
+  static TABES_DEVICE void run(const GatedParams& p, char*) { gate<T, kBackward>(p); }
+};
 template <typename T>
-__global__ void __launch_bounds__(kSampleThreads)
-    sample_kernel(const __grid_constant__ SampleParams p) {
-  __shared__ __align__(16) char shared[sizeof(SampleShared)];
-  sample_row<T>(p, shared);
-}
-__global__ void __launch_bounds__(kMergeThreads)
-    uniforms_kernel(const __grid_constant__ UniformParams p) {
-  fill_uniforms(p);
-}
+struct Sample {
+  static constexpr int kThreads = kSampleThreads, kShared = sizeof(SampleShared);
+  static TABES_DEVICE void run(const SampleParams& p, char* s) { sample_row<T>(p, s); }
+};
+struct Uniforms {
+  static constexpr int kThreads = kSmallThreads, kShared = 0;
+  static TABES_DEVICE void run(const UniformParams& p, char*) { fill_uniforms(p); }
+};
 
 // Calls body with a value of the C++ type of `number`.
 template <typename Body>
@@ -78,16 +76,15 @@ int by_type(Number number, void* stream, const Body& body) {
 template <bool kBackward>
 int launch_norm(const NormParams& p, Number number, void* stream) {
   return by_type(number, stream, [&](Launcher& launch, auto type) {
-    const unsigned grid = blocks(p.rows, kBlockThreads / norm_lanes(p.width));
-    launch(&rms_norm_kernel<decltype(type), kBackward>, grid, kBlockThreads, 0, p);
+    launch.run<RmsNorm<decltype(type), kBackward>>(
+        {blocks_for(p.rows, kBlockThreads / norm_lanes(p.width))}, p);
   });
 }
 
 template <bool kBackward>
 int launch_gate(const GatedParams& p, Number number, void* stream) {
   return by_type(number, stream, [&](Launcher& launch, auto type) {
-    launch(&gated_kernel<decltype(type), kBackward>, blocks(p.rows * p.width, kBlockThreads),
-           kBlockThreads, 0, p);
+    launch.run<Gated<decltype(type), kBackward>>({blocks_for(p.rows * p.width, kBlockThreads)}, p);
   });
 }
 
@@ -95,18 +92,15 @@ int launch_gate(const GatedParams& p, Number number, void* stream) {
 
 int launch_statistics(const StatisticsParams& p, Number number, void* stream) {
   return by_type(number, stream, [&](Launcher& launch, auto type) {
-    const dim3 grid(static_cast<unsigned>(p.rows), static_cast<unsigned>(p.splits));
-    launch(&statistics_kernel<decltype(type)>, grid, kLogitThreads, 0, p);
-    if (p.splits > 1) {
-      launch(&merge_statistics_kernel, blocks(p.rows, kMergeThreads), kMergeThreads, 0, p);
-    }
+    launch.run<Statistics<decltype(type)>>({p.rows, p.splits}, p);
+    if (p.splits > 1) launch.run<StatisticsMerge>({blocks_for(p.rows, kSmallThreads)}, p);
   });
 }
 
 int launch_entropy_adjoint(const EntropyParams& p, Number number, void* stream) {
   return by_type(number, stream, [&](Launcher& launch, auto type) {
     using T = decltype(type);
-    launch(&entropy_tops_kernel<T>, blocks(p.rows, kMergeThreads), kMergeThreads, 0, p);
+    launch.run<EntropyTops<T>>({blocks_for(p.rows, kSmallThreads)}, p);
     // Rows are the grid's second dimension, which ends at 65535.
     constexpr int64_t kMost = 65535;
     for (int64_t from = 0; from < p.rows; from += kMost) {
@@ -117,9 +111,8 @@ int launch_entropy_adjoint(const EntropyParams& p, Number number, void* stream) 
       piece.entropy += from;
       piece.weight += from;
       piece.top += from;
-      const dim3 grid(blocks(p.vocab, kEntropyThreads * kEntropyPerThread),
-                      static_cast<unsigned>(piece.rows));
-      launch(&entropy_kernel<T>, grid, kEntropyThreads, 0, piece);
+      launch.run<EntropyDerivative<T>>(
+          {blocks_for(p.vocab, kEntropyThreads * kEntropyPerThread), piece.rows}, piece);
     }
   });
 }
@@ -133,8 +126,7 @@ int launch_rms_norm_backward(const NormParams& p, Number number, void* stream) {
 
 int launch_rope(const RopeParams& p, Number number, void* stream) {
   return by_type(number, stream, [&](Launcher& launch, auto type) {
-    launch(&rope_kernel<decltype(type)>, blocks(p.rows * p.heads * p.half, kBlockThreads),
-           kBlockThreads, 0, p);
+    launch.run<Rope<decltype(type)>>({blocks_for(p.rows * p.heads * p.half, kBlockThreads)}, p);
   });
 }
 
@@ -147,13 +139,13 @@ int launch_gated_backward(const GatedParams& p, Number number, void* stream) {
 
 int launch_sample(const SampleParams& p, Number number, void* stream) {
   return by_type(number, stream, [&](Launcher& launch, auto type) {
-    launch(&sample_kernel<decltype(type)>, static_cast<unsigned>(p.rows), kSampleThreads, 0, p);
+    launch.run<Sample<decltype(type)>>({p.rows}, p);
   });
 }
 
 int launch_uniforms(const UniformParams& p, void* stream) {
   Launcher launch(stream);
-  launch(&uniforms_kernel, blocks(p.count, kMergeThreads), kMergeThreads, 0, p);
+  launch.run<Uniforms>({blocks_for(p.count, kSmallThreads)}, p);
   return launch.status();
 }
 

@@ -32,14 +32,16 @@ struct Schedule {
   bool late_copies = false;  // asynchronous copies land when waited for instead of at once
 };
 
+// Of the runs that follow on this thread.
+inline thread_local Schedule schedule;
+
 struct Grid {
   int x = 1, y = 1, z = 1;
 };
 
 // Runs body(shared memory) once for each thread of each block. Shared memory starts as NaNs.
 // Throws std::logic_error if threads wait for one another forever, or leave copies unwaited.
-void run(Grid grid, int threads, int64_t shared_bytes, const std::function<void(char*)>& body,
-         Schedule schedule = {});
+void run(Grid grid, int threads, int64_t shared_bytes, const std::function<void(char*)>& body);
 
 }  // namespace tabes::simt
 

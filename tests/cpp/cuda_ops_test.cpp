@@ -160,6 +160,7 @@ TEST_P(CudaOps, AttentionAdjoint) {
     rows(lse).copy_(score.logsumexp(2).t());
     rows(out).copy_(at::matmul(score.softmax(2), each(part(v, a.cu_k))).transpose(0, 1).flatten(1));
   }
+  setenv("TABES_ATTENTION", "own", 1);  // PyTorch's routes need its CUDA build
   const auto compare = [&](const Optional& added, bool subset, bool kept) {
     const Optional queries = subset ? Optional(a.queries) : std::nullopt;
     const std::vector<int64_t> cu_queries = subset ? a.cu_queries : std::vector<int64_t>();
@@ -179,6 +180,7 @@ TEST_P(CudaOps, AttentionAdjoint) {
   compare(std::nullopt, true, true);
   compare(std::nullopt, false, true);
   compare(bias, true, false);
+  unsetenv("TABES_ATTENTION");
 }
 
 TEST_P(CudaOps, AttentionAdjointOfNothing) {

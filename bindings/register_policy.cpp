@@ -21,25 +21,45 @@ Pace pace_of(const std::string& name) {
   throw InputError("pace '" + name + "' is unknown; known are quota, adaptive and timed");
 }
 
+// The context as Python sees it, which must not own it.
+py::object seen_by_python(const StepContext& context) {
+  return py::cast(&context, py::return_value_policy::reference);
+}
+
 // Lets a Python class be a policy: it overrides name() and score(context), or decide(context), and
 // pace() where it gives counts. What it remembers is its own affair.
 class PythonPolicy final : public Policy, public py::trampoline_self_life_support {
  public:
-  std::string name() const override { PYBIND11_OVERRIDE_PURE(std::string, Policy, name); }
+  std::string name() const override {
+    const py::gil_scoped_acquire locked;
+    const py::function own = py::get_override(static_cast<const Policy*>(this), "name");
+    return own ? own().cast<std::string>() : "a policy without a name";
+  }
 
   Decision decide(const StepContext& context) const override {
     const py::gil_scoped_acquire locked;
     const py::function whole = py::get_override(static_cast<const Policy*>(this), "decide");
-    if (whole) return whole(py::cast(&context)).cast<Decision>();
+    if (whole) return returned<Decision>("decide", whole(seen_by_python(context)), "a tabes.Decision");
     const py::function score = py::get_override(static_cast<const Policy*>(this), "score");
     if (!score) throw InputError("a policy must define score(context) or decide(context)");
-    return Decision(score(py::cast(&context)).cast<at::Tensor>());
+    return Decision(returned<at::Tensor>("score", score(seen_by_python(context)), "a tensor [n]"));
   }
 
   Pace pace() const override {
     const py::gil_scoped_acquire locked;
     const py::function own = py::get_override(static_cast<const Policy*>(this), "pace");
-    return own ? pace_of(own().cast<std::string>()) : Pace::quota;
+    return own ? pace_of(returned<std::string>("pace", own(), "a name")) : Pace::quota;
+  }
+
+ private:
+  template <typename T>
+  T returned(const char* method, const py::object& value, const char* wanted) const {
+    py::detail::make_caster<T> caster;
+    if (value.is_none() || !caster.load(value, true)) {
+      throw InputError(name() + ": " + method + "() returned " +
+                       py::repr(value).cast<std::string>() + "; it must be " + wanted);
+    }
+    return py::detail::cast_op<T>(std::move(caster));
   }
 };
 

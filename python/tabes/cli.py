@@ -253,7 +253,7 @@ def _load(arguments: argparse.Namespace) -> Model:
     return load(path, arguments.device, arguments.dtype, mask_token_id=arguments.mask_token_id)
 
 
-def _policy(arguments: argparse.Namespace) -> str | tabes.Policy:
+def _policy(arguments: argparse.Namespace) -> tabes.Policy:
     """The policy that --policy and its settings ask for."""
     given = {
         name: value for name in BOE_SETTINGS if (value := getattr(arguments, name)) is not None
@@ -274,7 +274,7 @@ def _policy(arguments: argparse.Namespace) -> str | tabes.Policy:
                 f"--set {setting}: give NAME=NUMBER, and BoE's settings as options of their own"
             )
         given[key] = _numbers(f"--set {key}=", [value])[0]
-    return tabes.make_policy(name, **given) if given else name
+    return tabes.make_policy(name, **given)
 
 
 def _numbers(option: str, texts: list[str]) -> list[float]:

@@ -149,10 +149,42 @@ TEST_P(AdjointOf, ASequenceDoesNotSeeItsNeighbours) {
   EXPECT_TRUE(at::allclose(together.narrow(0, 0, 2), single, 1e-10, 1e-12));
 }
 
-TEST_P(AdjointOf, AContextServesOneSetOfActiveRows) {
+TEST_P(AdjointOf, AGradientLeavesTheContextAsItFoundIt) {
   const auto context = base(*model);
-  ask(*model, active, offset, context.get());
-  EXPECT_THROW(ask(*model, all_rows(batch), offset, context.get()), InputError);
+  const EntropyGradient first = ask(*model, active, offset, context.get());
+  ask(*model, all_rows(batch), offset, context.get());
+  const EntropyGradient again = ask(*model, active, offset, context.get());
+  EXPECT_TRUE(at::equal(first.gradient, again.gradient));
+  EXPECT_TRUE(at::equal(first.entropy, again.entropy));
+}
+
+TEST_P(AdjointOf, FrozenPassesFollowTheTokensOfActiveRows) {
+  const auto context = base(*model);
+  const at::Tensor before = model->encode(batch, probes);
+  // Nothing has changed: the rows are computed anew from the same keys and values.
+  const at::Tensor same = model->encode_active(batch, active, probes, *context);
+  EXPECT_TRUE(at::allclose(same, before, 1e-9, 1e-11));
+  // With every row active a frozen pass is a full one, and the context then that of the pass.
+  PackedBatch changed{batch.tokens.clone(), batch.cu_seqlens};
+  changed.tokens.index_fill_(0, candidates.rows, 5);
+  const at::Tensor full = model->encode(changed, probes);
+  EXPECT_TRUE(at::allclose(model->encode_active(changed, all_rows(changed), probes, *context), full,
+                           1e-9, 1e-11));
+  EXPECT_TRUE(at::allclose(model->encode_active(changed, active, probes, *context), full, 1e-9,
+                           1e-11));
+  EXPECT_FALSE(at::allclose(full, before, 1e-6, 1e-8));
+  // A context keeps the sequences that are asked for.
+  const int64_t cut = batch.cu_seqlens[1];
+  context->select(at::arange(cut, batch.rows()));
+  const PackedBatch second{changed.tokens.narrow(0, cut, batch.rows() - cut).contiguous(),
+                           {0, batch.rows() - cut}};
+  const auto of_second = [&](const RowSet& rows) {
+    const int64_t from = rows.cu_rows[1], count = rows.cu_rows[2] - from;
+    return RowSet{rows.rows.narrow(0, from, count) - cut, {0, count}};
+  };
+  EXPECT_TRUE(at::allclose(
+      model->encode_active(second, of_second(active), of_second(probes), *context),
+      full.narrow(0, probes.cu_rows[1], probes.cu_rows[2] - probes.cu_rows[1]), 1e-9, 1e-11));
 }
 
 TEST(BoEScore, MinmaxScalesToTheUnitInterval) {

@@ -185,7 +185,7 @@ def test_settings() -> None:
         ({"policy": "threshold", "tau": "x"}, "tau='x': it must be a number"),
         ({"policy": "best"}, "best"),
         ({"policy": "boe", "alpha": "a;b"}, "several values must be numbers"),
-        ({"policy": "boe", "halo": "0.5"}, "wrong type"),
+        ({"policy": "boe", "halo": "0.5"}, "halo=0.5: it must be an integer"),
         ({"policy": "boe", "halo": -1}, "halo"),
         ({"steps": 0}, "steps=0"),
         ({"steps": "many"}, "steps='many'"),

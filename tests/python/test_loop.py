@@ -86,8 +86,12 @@ def test_promises(demo_model, lengths, steps, policy, temperature, block, seed) 
         assert torch.equal(after, repeat)  # same seed, same tokens
     for record in out.trace:
         for b, p, t in zip(record.sequence, record.position, record.token, strict=True):
-            assert seen[b][p] == MASK  # revealed once
+            assert seen[b][p] == MASK  # revealed once, unless it was masked again
             seen[b][p] = t
+        for b, p in zip(record.remasked_sequence, record.remasked_position, strict=True):
+            assert prompts[b][p] == MASK
+            assert seen[b][p] != MASK
+            seen[b][p] = MASK
     assert all(torch.equal(a, b) for a, b in zip(seen, tokens, strict=True))
     assert out.forward_rows == sum(r.forward_rows for r in out.trace)
     last = len(prompts) - 1

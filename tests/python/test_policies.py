@@ -244,6 +244,14 @@ def test_bad_decisions_are_refused(model: tabes.Model, pace: str, decision, mess
         tabes.generate(model, x, steps=3, policy=Counted(pace, decision))
 
 
+@pytest.mark.parametrize("method", ["score", "decide", "pace"])
+def test_methods_that_return_the_wrong_thing(model: tabes.Model, method: str) -> None:
+    wrong = type("Wrong", (tabes.Policy,), {method: lambda *_: None})
+    x = torch.tensor([BOS, MASK, MASK, EOS])
+    with pytest.raises(tabes.InputError, match=rf"{method}\(\) returned None; it must be"):
+        tabes.generate(model, x, steps=2, policy=wrong())
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [

@@ -615,7 +615,19 @@ def test_nan_gradients_stop_a_decode() -> None:
         mask_token_id=MASK,
         embedding_table=torch.randn(20, 8),
     )
-    with pytest.raises(tabes.NumericsError, match="score is NaN"):
+    with pytest.raises(tabes.NumericsError, match="influence of sequence 0, position 1"):
+        tabes.generate(wrapped, [5, 3, 3, 3, 3, 3, 3, 6], steps=3, policy="boe_paper")
+
+
+def test_one_nan_gradient_among_equal_ones_stops_a_decode() -> None:
+    """Scaled to the unit interval the others would have hidden it."""
+
+    def logits(inputs_embeds: torch.Tensor) -> torch.Tensor:
+        broken = (inputs_embeds[:, 2:3] * 0).sqrt() * 0
+        return F.pad(inputs_embeds * 0 + broken, (0, 12))
+
+    wrapped = tabes.wrap(logits, mask_token_id=MASK, embedding_table=torch.randn(20, 8))
+    with pytest.raises(tabes.NumericsError, match="influence of sequence 0, position 2"):
         tabes.generate(wrapped, [5, 3, 3, 3, 3, 3, 3, 6], steps=3, policy="boe_paper")
 
 

@@ -343,7 +343,6 @@ std::vector<Predictions> Loop::look_ahead(Step& now, const std::vector<Ahead>& w
       c.write(now.layout.positions[row], token.const_data_ptr<int64_t>()[row]);
       positions.back().push_back(now.layout.positions[row]);
     }
-    c.schedule.advance(static_cast<int64_t>(a.reveal.size()));
     ++c.step;
     pointers.push_back(&c);
   }

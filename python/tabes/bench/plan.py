@@ -1,0 +1,104 @@
+"""What is to be measured: for every task its methods, and the settings that trace their frontiers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tabes.bench.spec import Spec
+
+_QUICK_EXAMPLES, _QUICK_POINTS = 48, 3
+
+
+@dataclass(frozen=True)
+class Method:
+    """A policy on a task: the settings that trace its frontier, and the options to choose from."""
+
+    name: str
+    policy: str
+    options: Mapping[str, Any]
+    varied: str  # "steps" or an option
+    values: tuple[Any, ...]
+    candidates: tuple[Mapping[str, Any], ...]
+    seeds: int
+    examples: int
+    ours: bool
+
+    def specs(self, chosen: Mapping[str, Any], task: TaskPlan) -> list[Spec]:
+        """The points of its frontier."""
+        options = {**self.options, **chosen}
+        common = {"block_length": task.block_length, "temperature": task.temperature}
+        if self.varied == "steps":
+            return [Spec(self.policy, options, steps=n, **common) for n in self.values]
+        return [Spec(self.policy, {**options, self.varied: v}, **common) for v in self.values]
+
+
+@dataclass(frozen=True)
+class Variant:
+    label: str
+    policy: str | None
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    method: str
+    steps: tuple[int, ...]
+    examples: int
+    variants: tuple[Variant, ...]
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    task: str
+    temperature: float
+    block_length: int | None
+    tune: int
+    test: int
+    methods: tuple[Method, ...]
+    ablation: Ablation | None
+
+    def method(self, name: str) -> Method:
+        return next(m for m in self.methods if m.name == name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    slice: int
+    batch: int
+    baseline: str
+    tasks: tuple[TaskPlan, ...]
+
+
+def thinned(values: Sequence[Any], most: int) -> tuple[Any, ...]:
+    """At most `most` of the values, the first and last among them, evenly spread."""
+    if len(values) <= most:
+        return tuple(values)
+    return tuple(values[round(i * (len(values) - 1) / (most - 1))] for i in range(most))
+
+
+def quick(plan: Plan) -> Plan:
+    """The same at a small fraction of the time: to see that everything runs."""
+
+    def short(task: TaskPlan) -> TaskPlan:
+        number = min(task.test, _QUICK_EXAMPLES)
+        methods = tuple(
+            replace(
+                method,
+                values=thinned(method.values, _QUICK_POINTS),
+                candidates=method.candidates[:2],
+                seeds=1,
+                examples=min(method.examples, number),
+            )
+            for method in task.methods
+        )
+        ablation = task.ablation and replace(
+            task.ablation, steps=task.ablation.steps[:1], examples=number
+        )
+        tune = min(task.tune, _QUICK_EXAMPLES // 2)
+        return replace(task, tune=tune, test=number, methods=methods, ablation=ablation)
+
+    return replace(
+        plan, slice=min(plan.slice, _QUICK_EXAMPLES // 2), tasks=tuple(map(short, plan.tasks))
+    )

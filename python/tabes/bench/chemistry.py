@@ -81,12 +81,11 @@ class Scaffolds:
         return found
 
     def judge(self, example: Example, text: str) -> dict[str, float]:
+        found = molecules.canonical(text)
         return {
             "kept": float(molecules.scaffold(text) == example.facts["scaffold"]),
-            "valid": float(molecules.canonical(text) is not None),
-            "recovered": float(
-                molecules.canonical(text) == molecules.canonical(example.truth or "")
-            ),
+            "valid": float(found is not None),
+            "recovered": float(found == molecules.canonical(example.truth or "")),
         }
 
 

@@ -92,15 +92,9 @@ def memory(field: str) -> float | None:
 
 def _plain_step(model: Model, canvases: list[list[int]]) -> float:
     """Seconds of one confidence step over these canvases."""
-    seconds: list[float] = []
     most = max(map(len, canvases))
-    generate(
-        model,
-        canvases,
-        steps=most,
-        callback=lambda record, _: bool(seconds.append(record.seconds)),
-    )
-    return seconds[0]
+    output = generate(model, canvases, steps=most, callback=lambda *_: False)
+    return output.trace[0].seconds
 
 
 def encode(model: Model, text: str) -> list[int]:

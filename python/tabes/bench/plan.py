@@ -1,4 +1,4 @@
-"""What is to be measured: for every task its methods, and the settings that trace their frontiers."""
+"""What is to be measured: by task its methods, and the settings that trace their frontiers."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ class Method:
     def specs(self, chosen: Mapping[str, Any], task: TaskPlan) -> list[Spec]:
         """The points of its frontier."""
         options = {**self.options, **chosen}
-        common = {"block_length": task.block_length, "temperature": task.temperature}
+        base = Spec(
+            self.policy, options, block_length=task.block_length, temperature=task.temperature
+        )
         if self.varied == "steps":
-            return [Spec(self.policy, options, steps=n, **common) for n in self.values]
-        return [Spec(self.policy, {**options, self.varied: v}, **common) for v in self.values]
+            return [replace(base, steps=n) for n in self.values]
+        return [replace(base, options={**options, self.varied: v}) for v in self.values]
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ class Plan:
     batch: int
     baseline: str
     tasks: tuple[TaskPlan, ...]
+
+    def only(self, tasks: Sequence[str]) -> Plan:
+        """The same for some of its tasks."""
+        return replace(self, tasks=tuple(t for t in self.tasks if t.task in tasks))
 
 
 def thinned(values: Sequence[Any], most: int) -> tuple[Any, ...]:

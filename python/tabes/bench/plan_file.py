@@ -9,9 +9,10 @@
                  task's steps are divided; ``tune``: a list of options to choose from;
                  ``random``: draws even at temperature 0; ``examples``: at most so many;
                  ``ours``: what the report is about
-``tasks``        by name: ``steps``, ``temperature``, ``block_length``, ``tune``, ``test``, ``seeds``,
-                 and ``methods`` {name: settings that differ here, or null to leave it out}
-``ablation``     ``method``, ``steps`` (passes of its frontier to look at), ``examples``, and
+``tasks``        by name: ``steps``, ``temperature``, ``block_length``, ``tune``, ``test``,
+                 ``seeds``, ``ablation``, and ``methods`` {name: settings that differ here, or null
+                 to leave it out}
+``ablation``     ``method``, ``steps`` (at which it is taken apart), ``examples``, and
                  ``variants`` {label: {"options": {...}} or {"policy": name}}
 ``baseline``     the method whose frontier others are measured from when options are chosen
 ===============  ==================================================================================

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ class WithoutInfluence(Policy):
         entropy = context.predictions.entropy.double()
         scores = confidence - _BEHIND
         offsets = context.cu_rows
-        for b, (first, last) in enumerate(zip(offsets, offsets[1:], strict=False)):
+        for b, (first, last) in enumerate(itertools.pairwise(offsets)):
             wanted = s.n_candidates
             if isinstance(wanted, str):
                 wanted = int(float(wanted.removesuffix("x")) * context.quota[b])

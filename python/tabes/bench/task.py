@@ -47,11 +47,16 @@ class Sources:
 class Task(Protocol):
     """A task; `metrics` are the names of what its judge returns, the main one first."""
 
-    name: str
-    title: str
-    model: str
-    metrics: tuple[str, ...]
-    keeps_texts: bool
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def metrics(self) -> tuple[str, ...]: ...
+    @property
+    def keeps_texts(self) -> bool: ...
 
     def missing(self, sources: Sources) -> str | None:
         """What the user has to provide first, None if nothing."""

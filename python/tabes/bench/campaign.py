@@ -13,7 +13,7 @@ from tabes.bench.plan import Ablation, Method, Plan, TaskPlan, thinned
 from tabes.bench.pool import run_units
 from tabes.bench.prepare import Setup, all_examples
 from tabes.bench.progress import Watch
-from tabes.bench.spec import Spec, available, policy_from
+from tabes.bench.spec import Spec, available, effective, policy_from
 from tabes.bench.statistics import gain
 from tabes.bench.store import Cell, Store, Unit
 from tabes.bench.suite import TASKS
@@ -138,11 +138,14 @@ class Campaign:
             common = Spec(method.policy, base, steps, task.block_length, task.temperature)
             found["", steps] = common
             for variant in ablation.variants:
-                found[variant.label, steps] = replace(
+                changed = replace(
                     common,
                     policy=variant.policy or method.policy,
                     options={**base, **variant.options},
                 )
+                # What changes nothing need not be run again.
+                same = effective(changed) == effective(common)
+                found[variant.label, steps] = common if same else changed
         return found
 
     def _finish(self, phase: str, cells: Sequence[Sequence[tuple[Cell, int]]]) -> None:

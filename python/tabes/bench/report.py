@@ -78,21 +78,23 @@ def _overview(tasks: Sequence[Mapping[str, Any]]) -> str:
         metric = task["metrics"][0]
         for cost, name in _COST_NAMES.items():
             for found in task["comparisons"][cost][metric]:
-                known = {k: v for k, v in found["overall"].items() if v["points"]}
+                known = found["overall"]
                 if not known:
                     continue
-                worst = min(known, key=lambda rival: known[rival]["mean"])
+                worst = min(known, key=lambda rival: float(known[rival]["mean"]))
                 rows.append(
                     [
                         task["title"],
                         name,
                         found["method"],
                         worst,
+                        f"{known[worst]['points']} of {len(found['points'])}",
                         _interval(known[worst], signed=True),
                         known[worst]["verdict"],
                     ]
                 )
-    head = ["task", "compared at", "method", "strongest rival", "difference", "verdict"]
+    head = ["task", "compared at", "method", "strongest rival", "at settings"]
+    head += ["difference", "verdict"]
     return table(head, rows)
 
 
@@ -145,12 +147,11 @@ def _settings(task: Mapping[str, Any]) -> str:
 
 def _groups(task: Mapping[str, Any]) -> str:
     """By kind of example, every method at its setting nearest to a cost in the middle."""
-    names = list(
-        dict.fromkeys(g for m in task["methods"] for p in m["points"] for g in p["groups"])
-    )
+    points = [p for method in task["methods"] for p in method["points"]]
+    names = list(dict.fromkeys(group for p in points for group in p["groups"]))
     if len(names) < 2:
         return ""
-    costs = sorted(p["forward_equivalents"] for m in task["methods"] for p in m["points"])
+    costs = sorted(p["forward_equivalents"] for p in points)
     middle = costs[len(costs) // 2]
     metric = task["metrics"][0]
     rows = []

@@ -103,3 +103,15 @@ def policy_from(spec: Spec) -> Policy:
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())
         reason = str(error).splitlines()[0]
         raise InputError(f"policy {spec.policy} does not take {given}: {reason}") from None
+
+
+def effective(spec: Spec) -> tuple[Any, ...]:
+    """Equal for settings that decode alike, whether options are spelt out or left to defaults."""
+    policy = policy_from(spec)
+    rest = (spec.policy, spec.steps, spec.block_length, spec.temperature)
+    if isinstance(policy, WithoutInfluence):
+        policy = policy.settings
+    if not isinstance(policy, BoE):
+        return (*rest, tuple(sorted(spec.options.items())))
+    settings = (getattr(policy, name) for name in BOE_SETTINGS)
+    return (*rest, *(tuple(value) if isinstance(value, list) else value for value in settings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ _TUNE_MOLECULES = 20_000  # of the shuffled test file of MOSES; the others are f
 _FEWEST_SIDE_CHAIN_TOKENS = 6
 
 
+@functools.cache
 def _moses(split: str) -> list[str]:
     """Molecules of the MOSES test file in an order of their own, those of the other split left
     out."""

@@ -158,8 +158,9 @@ def _method(
         varied, per_step = "steps", given.get("per_step", 1)
         if per_step <= 0:
             raise InputError(f"{where}: per_step is {per_step}: it must be above 0")
-        values = given.get("steps") or sorted({max(1, round(n / per_step)) for n in steps or ()})
-        values = [_positive(n, f"{where}: steps") for n in values]
+        own = given.get("steps")
+        whole = [_positive(n, f"{where}: steps") for n in own or steps or ()]
+        values = whole if own else sorted({max(1, round(n / per_step)) for n in whole})
     if not values:
         raise InputError(
             f"{where}: it has no points: give steps to the task, or vary to the method"

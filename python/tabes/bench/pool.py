@@ -17,6 +17,7 @@ from tabes.bench.prepare import Setup
 from tabes.bench.store import Unit
 from tabes.bench.suite import TASKS
 from tabes.bench.task import Example
+from tabes.generation import generate
 from tabes.model import Model, load
 
 Done = Callable[[Unit, dict[str, Any]], None]
@@ -33,7 +34,10 @@ class Runner:
         self.examples = functools.cache(self._examples)
 
     def _model(self, name: str) -> Model:
-        return load(self.setup.checkpoint(name))
+        model = load(self.setup.checkpoint(name))
+        # Weights are laid out anew at their first use, forward and backward; that is not timed.
+        generate(model, [model.info.mask_token_id] * 12, steps=4, policy="boe")
+        return model
 
     def _examples(self, task: str, split: str) -> list[Example]:
         return self.setup.examples(task, split, self.numbers[task, split])
@@ -73,6 +77,7 @@ def run_units(
     waiting = list(reversed(units))
     processes = []
     busy: dict[Connection, Unit] = {}
+    finished = False
     try:
         for _ in range(min(workers, len(units))):
             ours, theirs = context.Pipe()
@@ -94,9 +99,10 @@ def run_units(
                     ready.send(busy[ready])
                 else:
                     ready.close()
+        finished = True
     finally:
         for process in processes:
-            if busy:
+            if not finished:
                 process.terminate()
             process.join()
 

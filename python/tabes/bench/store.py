@@ -54,6 +54,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lines: dict[str, dict[str, Any]] = {}
+        self._of_cell: dict[str, list[dict[str, Any]]] = {}
         if path.exists():
             self._read()
 
@@ -67,7 +68,7 @@ class Store:
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:
                 row = json.loads(line)
-                self.lines[row["unit"]] = row
+                self._keep(row)
             except (ValueError, KeyError, TypeError):
                 raise InputError(
                     f"{self.path}: line {number} is damaged: take it out, or write to another --out"
@@ -86,12 +87,16 @@ class Store:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.lines[unit.key] = row
+        self._keep(row)
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        self.lines[row["unit"]] = row
+        # A unit's key is its cell's, then first and number.
+        self._of_cell.setdefault(row["unit"].rsplit("|", 2)[0], []).append(row)
 
     def of(self, cell: Cell) -> Iterator[dict[str, Any]]:
         """The slices of a cell, by first example."""
-        mine = [row for key, row in self.lines.items() if key.startswith(cell.key + "|")]
-        return iter(sorted(mine, key=lambda row: int(row["first"])))
+        return iter(sorted(self._of_cell.get(cell.key, []), key=lambda row: int(row["first"])))
 
 
 def _short(value: Any) -> Any:

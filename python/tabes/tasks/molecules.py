@@ -57,6 +57,7 @@ def tokens_of(smiles: str) -> list[str]:
     return re.findall(ATOM, smiles)
 
 
+@functools.lru_cache(maxsize=200_000)
 def canonical(smiles: str) -> str | None:
     """RDKit's SMILES of the same molecule, None if this is no molecule."""
     chem = rdkit("Chem")

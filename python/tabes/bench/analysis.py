@@ -95,6 +95,7 @@ def _described(result: Result, examples: Sequence[Example]) -> dict[str, Any]:
         },
         "forward_equivalents": result.forward_equivalents,
         "plain_equivalents": result.plain_equivalents,
+        "cpu_equivalents": result.cpu_equivalents,
         "forward_rows": result.forward_rows,
         "backward_rows": result.backward_rows,
         "head_rows": result.head_rows,

@@ -22,6 +22,7 @@ class Result:
         forward_equivalents: mean over sequences of (forward + backward rows) / length.
         plain_equivalents: seconds in plain confidence steps of the same sequences, timed in the
             same process.
+        cpu_equivalents: the same in processor time.
         examples: n; the first of the split that every seed has.
         texts: of the first seed, where the task keeps them.
     """
@@ -30,6 +31,7 @@ class Result:
     outcomes: dict[str, Values]
     forward_equivalents: float
     plain_equivalents: float
+    cpu_equivalents: float
     forward_rows: float
     backward_rows: float
     head_rows: float
@@ -83,6 +85,8 @@ def collect(
         },
         forward_equivalents=float(((forward + backward) / length).mean()),
         plain_equivalents=seconds / sum(row["plain_step_seconds"] for row in rows),
+        cpu_equivalents=sum(row["cpu_seconds"] for row in rows)
+        / sum(row["plain_step_cpu_seconds"] for row in rows),
         forward_rows=float(forward.mean()),
         backward_rows=float(backward.mean()),
         head_rows=float(numbers("head_rows").mean()),

@@ -6,7 +6,8 @@ in proportion to length among the sequences it looked at. Sums are exact in any 
 sequence a batch every figure is.
 
 Wall-clock time on a shared machine means little by itself. So each batch also runs one plain
-confidence step, in the same process right before, and time is reported in such steps.
+confidence step, in the same process right before, and time is reported in such steps. The same is
+kept in processor time, which others on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 from tabes._core import InputError, StepRecord
 from tabes.bench.spec import Spec, policy_from
 from tabes.bench.task import Example, Task
-from tabes.generation import generate
+from tabes.generation import GenerateOutput, generate
 from tabes.model import Model
 
 _STATUS = Path("/proc/self/status")
@@ -90,11 +91,10 @@ def memory(field: str) -> float | None:
         return None
 
 
-def _plain_step(model: Model, canvases: list[list[int]]) -> float:
-    """Seconds of one confidence step over these canvases."""
+def _plain_step(model: Model, canvases: list[list[int]]) -> GenerateOutput:
+    """One confidence step over these canvases."""
     most = max(map(len, canvases))
-    output = generate(model, canvases, steps=most, callback=lambda *_: False)
-    return output.trace[0].seconds
+    return generate(model, canvases, steps=most, callback=lambda *_: False)
 
 
 def encode(model: Model, text: str) -> list[int]:
@@ -118,22 +118,24 @@ def run_slice(
     """Decodes and judges examples, numbered from `first` in their split.
 
     Returns lists by example (``outcomes`` by metric, ``texts``, ``forward_rows``,
-    ``backward_rows``, ``head_rows``, ``length``, ``steps``) and of the slice ``seconds``,
-    ``plain_step_seconds``, ``plain_equivalents`` (seconds in plain steps), ``peak_mib``,
-    ``resident_mib``, ``load`` and ``when``.
+    ``backward_rows``, ``head_rows``, ``length``, ``steps``) and of the slice ``seconds`` and
+    ``cpu_seconds``, the same of one plain step of each batch (``plain_step_seconds``,
+    ``plain_step_cpu_seconds``), ``peak_mib``, ``resident_mib``, ``load`` and ``when``.
     """
     policy = policy_from(spec)
     found: dict[str, Any] = {name: [] for name in ("forward_rows", "backward_rows", "head_rows")}
     found |= {"length": [], "steps": [], "outcomes": {metric: [] for metric in task.metrics}}
     texts: list[str] = []
-    seconds = reference = 0.0
+    seconds = reference = cpu = reference_cpu = 0.0
     resident = memory("VmRSS")
     reset_peak()
     for start in range(0, len(examples), batch):
         part = examples[start : start + batch]
         canvases = [encode(model, example.text) for example in part]
         lengths = [len(canvas) for canvas in canvases]
-        reference += _plain_step(model, canvases)
+        started = time.process_time()
+        reference += _plain_step(model, canvases).seconds
+        between = time.process_time()
         output = generate(
             model,
             canvases,
@@ -146,6 +148,8 @@ def run_slice(
             sequence_ids=range(first + start, first + start + len(part)),
         )
         seconds += output.seconds
+        cpu += time.process_time() - between
+        reference_cpu += between - started
         rows = shares(output.trace, lengths)
         found["forward_rows"] += rows.forward
         found["backward_rows"] += rows.backward
@@ -160,7 +164,8 @@ def run_slice(
     return found | {
         "seconds": seconds,
         "plain_step_seconds": reference,
-        "plain_equivalents": seconds / reference,
+        "cpu_seconds": cpu,
+        "plain_step_cpu_seconds": reference_cpu,
         "peak_mib": memory("VmHWM"),
         "resident_mib": resident,
         "load": os.getloadavg()[0],

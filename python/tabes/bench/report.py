@@ -14,8 +14,8 @@ How to read this. Quality is the mean over the test examples with its 95 % boots
 resamples; where tokens are drawn at random, each example's outcomes are first averaged over seeds).
 *Forward-equivalents* are token rows through the model and its adjoint divided by the tokens of the
 sequence, averaged over sequences. *Time* is wall-clock time in plain confidence steps of the same
-sequences, timed in the same process right before each batch. Peak memory is of the process, model
-included.
+sequences, timed in the same process right before each batch; *CPU time* is the same in processor
+time. Peak memory is of the process, model included.
 
 Comparisons are paired, example by example, and made at equal cost: a rival's outcomes at a cost
 between two of its settings are the linear interpolation of its outcomes at the two, which is what a
@@ -128,7 +128,7 @@ def _settings(task: Mapping[str, Any]) -> str:
     population = any("unique" in p for m in task["methods"] for p in m["points"])
     head = ["method", "setting", metrics[0], *metrics[1:]]
     head += ["unique", "novel", "diversity"] if population else []
-    head += ["forward-equivalents", "time", "steps", "rows forward", "backward", "head"]
+    head += ["forward-equivalents", "time", "CPU time", "steps", "rows forward", "backward", "head"]
     head += ["peak MiB", "n", "seeds"]
     rows = []
     for method in task["methods"]:
@@ -138,6 +138,7 @@ def _settings(task: Mapping[str, Any]) -> str:
             if population:
                 row += [_number(p[name]) for name in ("unique", "novel", "diversity")]
             row += [_number(p["forward_equivalents"], 2), _number(p["plain_equivalents"], 2)]
+            row += [_number(p["cpu_equivalents"], 2)]
             row += [_number(p["steps"], 1)]
             row += [_number(p[f"{kind}_rows"], 0) for kind in ("forward", "backward", "head")]
             row += [_number(p["peak_mib"], 0), str(p["examples"]), str(p["seeds"])]

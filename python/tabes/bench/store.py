@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,15 +77,13 @@ class Store:
         return unit.key in self.lines
 
     def add(self, unit: Unit, found: dict[str, Any]) -> None:
-        """Keeps what a unit came to; on disk when this returns."""
+        """Keeps what a unit came to; in the file when this returns."""
         cell = unit.cell.to_dict()
         row = _short(
             {"unit": unit.key, **cell, "first": unit.first, "number": unit.number, **found}
         )
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
         self._keep(row)
 
     def _keep(self, row: dict[str, Any]) -> None:

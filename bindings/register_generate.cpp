@@ -35,6 +35,8 @@ void register_generate(py::module_& m) {
       .def_readonly("score", &StepRecord::score)
       .def_readonly("influence", &StepRecord::influence)
       .def_readonly("by_confidence", &StepRecord::by_confidence)
+      .def_readonly("remasked_sequence", &StepRecord::remasked_sequence)
+      .def_readonly("remasked_position", &StepRecord::remasked_position)
       .def_readonly("predicted_fall", &StepRecord::predicted_fall)
       .def_readonly("realised_fall", &StepRecord::realised_fall)
       .def_readonly("forward_rows", &StepRecord::forward_rows)
@@ -57,6 +59,7 @@ void register_generate(py::module_& m) {
       .def(py::init<>())
       .def_readwrite("steps", &GenerateOptions::steps)
       .def_readwrite("block_length", &GenerateOptions::block_length)
+      .def_readwrite("refresh_every", &GenerateOptions::refresh_every)
       .def_property(
           "policy",
           [](const GenerateOptions& o) { return std::const_pointer_cast<Policy>(o.policy); },

@@ -24,6 +24,8 @@ constexpr Name<ContextKind> kContexts[] = {{"exact", ContextKind::exact},
                                            {"frozen", ContextKind::frozen}};
 constexpr Name<AdjointKind> kAdjoints[] = {{"active", AdjointKind::active},
                                            {"dense", AdjointKind::dense}};
+constexpr Name<ScoreRule> kScoreRules[] = {{"product", ScoreRule::product},
+                                           {"nats", ScoreRule::nats}};
 constexpr Name<Prefilter> kPrefilters[] = {{"confidence", Prefilter::confidence},
                                            {"margin", Prefilter::margin}};
 constexpr Name<ProbeRule> kProbeRules[] = {{"least_entropic", ProbeRule::least_entropic},
@@ -136,7 +138,8 @@ void register_influence(py::module_& m) {
       .def(py::init([](const Count& n_candidates, const std::string& prefilter, Points alpha,
                        double tau, double gamma, double anti_collapse, double h_max, double rho,
                        const std::string& probes, int64_t halo, const std::string& context,
-                       const std::string& adjoint, int64_t every, int64_t min_masked) {
+                       const std::string& adjoint, int64_t every, int64_t min_masked,
+                       const std::string& rule, double weight, double entropy_budget) {
              BoEOptions o;
              set_candidates(o, n_candidates);
              o.prefilter = named(kPrefilters, "prefilter", prefilter);
@@ -152,6 +155,9 @@ void register_influence(py::module_& m) {
              o.adjoint = named(kAdjoints, "adjoint", adjoint);
              o.every = every;
              o.min_masked = min_masked;
+             o.rule = named(kScoreRules, "rule", rule);
+             o.weight = weight;
+             o.entropy_budget = entropy_budget;
              return std::make_shared<BoE>(std::move(o));
            }),
            py::kw_only(), py::arg("n_candidates") = candidates_of(d),
@@ -161,7 +167,8 @@ void register_influence(py::module_& m) {
            py::arg("rho") = d.rho, py::arg("probes") = name_of(kProbeRules, d.probes),
            py::arg("halo") = d.halo, py::arg("context") = name_of(kContexts, d.context),
            py::arg("adjoint") = name_of(kAdjoints, d.adjoint), py::arg("every") = d.every,
-           py::arg("min_masked") = d.min_masked)
+           py::arg("min_masked") = d.min_masked, py::arg("rule") = name_of(kScoreRules, d.rule),
+           py::arg("weight") = d.weight, py::arg("entropy_budget") = d.entropy_budget)
       .def_static("paper", [] { return std::make_shared<BoE>(BoEOptions::paper()); })
       .def_property_readonly("n_candidates",
                              [](const BoE& p) { return candidates_of(p.options()); })
@@ -182,7 +189,12 @@ void register_influence(py::module_& m) {
       .def_property_readonly("adjoint",
                              [](const BoE& p) { return name_of(kAdjoints, p.options().adjoint); })
       .def_property_readonly("every", [](const BoE& p) { return p.options().every; })
-      .def_property_readonly("min_masked", [](const BoE& p) { return p.options().min_masked; });
+      .def_property_readonly("min_masked", [](const BoE& p) { return p.options().min_masked; })
+      .def_property_readonly("rule",
+                             [](const BoE& p) { return name_of(kScoreRules, p.options().rule); })
+      .def_property_readonly("weight", [](const BoE& p) { return p.options().weight; })
+      .def_property_readonly("entropy_budget",
+                             [](const BoE& p) { return p.options().entropy_budget; });
 }
 
 }  // namespace tabes::python

@@ -2,6 +2,7 @@
 #include <pybind11/trampoline_self_life_support.h>
 
 #include "bindings.h"
+#include "tabes/error.h"
 #include "tabes/policy.h"
 
 namespace tabes::python {
@@ -9,15 +10,36 @@ namespace {
 
 namespace py = pybind11;
 
-// Lets a Python class be a policy: it overrides name() and score(context).
+const char* name_of(Pace pace) {
+  return pace == Pace::quota ? "quota" : pace == Pace::adaptive ? "adaptive" : "timed";
+}
+
+Pace pace_of(const std::string& name) {
+  for (const Pace pace : {Pace::quota, Pace::adaptive, Pace::timed}) {
+    if (name == name_of(pace)) return pace;
+  }
+  throw InputError("pace '" + name + "' is unknown; known are quota, adaptive and timed");
+}
+
+// Lets a Python class be a policy: it overrides name() and score(context), or decide(context), and
+// pace() where it gives counts. What it remembers is its own affair.
 class PythonPolicy final : public Policy, public py::trampoline_self_life_support {
  public:
   std::string name() const override { PYBIND11_OVERRIDE_PURE(std::string, Policy, name); }
-  Scores score(const StepContext& context) const override { return Scores(tensor_scores(context)); }
 
- private:
-  at::Tensor tensor_scores(const StepContext& context) const {
-    PYBIND11_OVERRIDE_PURE(at::Tensor, Policy, score, &context);
+  Decision decide(const StepContext& context) const override {
+    const py::gil_scoped_acquire locked;
+    const py::function whole = py::get_override(static_cast<const Policy*>(this), "decide");
+    if (whole) return whole(py::cast(&context)).cast<Decision>();
+    const py::function score = py::get_override(static_cast<const Policy*>(this), "score");
+    if (!score) throw InputError("a policy must define score(context) or decide(context)");
+    return Decision(score(py::cast(&context)).cast<at::Tensor>());
+  }
+
+  Pace pace() const override {
+    const py::gil_scoped_acquire locked;
+    const py::function own = py::get_override(static_cast<const Policy*>(this), "pace");
+    return own ? pace_of(own().cast<std::string>()) : Pace::quota;
   }
 };
 
@@ -37,27 +59,65 @@ void register_policy(py::module_& m) {
       .def_property_readonly("rows", [](const StepContext& c) { return c.eligible.rows; })
       .def_property_readonly("cu_rows", [](const StepContext& c) { return c.eligible.cu_rows; })
       .def_property_readonly("predictions", [](const StepContext& c) { return c.predictions; })
+      .def_property_readonly("revealed", [](const StepContext& c) { return c.revealed.rows; })
+      .def_property_readonly("cu_revealed",
+                             [](const StepContext& c) { return c.revealed.cu_rows; })
+      .def_property_readonly("revealed_confidence",
+                             [](const StepContext& c) { return c.revealed_confidence; })
+      .def_property_readonly("place", [](const StepContext& c) { return c.place; })
       .def_property_readonly("sequence", [](const StepContext& c) { return c.sequence; })
       .def_property_readonly("step", [](const StepContext& c) { return c.step; })
       .def_property_readonly("steps", [](const StepContext& c) { return c.steps; })
+      .def_property_readonly("block_step", [](const StepContext& c) { return c.block_step; })
+      .def_property_readonly("block_steps", [](const StepContext& c) { return c.block_steps; })
+      .def_property_readonly("first", [](const StepContext& c) { return c.first; })
       .def_property_readonly("quota", [](const StepContext& c) { return c.quota; })
-      .def_property_readonly("seed", [](const StepContext& c) { return c.seed; });
+      .def_property_readonly("seed", [](const StepContext& c) { return c.seed; })
+      .def(
+          "look_ahead",
+          [](const StepContext& c, const std::vector<std::pair<size_t, std::vector<int64_t>>>& w) {
+            std::vector<Ahead> wanted;
+            for (const auto& [sequence, reveal] : w) wanted.push_back({sequence, reveal});
+            const py::gil_scoped_release unlocked;
+            return c.look_ahead(wanted);
+          },
+          py::arg("wanted"));
+
+  py::class_<Decision>(m, "Decision", "What a policy says of the eligible rows of a step.")
+      .def(py::init([](at::Tensor score, std::vector<int64_t> count, std::vector<int64_t> remask) {
+             Decision d(std::move(score));
+             d.count = std::move(count);
+             d.remask = std::move(remask);
+             return d;
+           }),
+           py::arg("score"), py::arg("count") = std::vector<int64_t>{},
+           py::arg("remask") = std::vector<int64_t>{})
+      .def_readonly("score", &Decision::score)
+      .def_readonly("count", &Decision::count)
+      .def_readonly("remask", &Decision::remask);
 
   py::class_<Policy, PythonPolicy, py::smart_holder>(
       m, "Policy", "Orders the masked positions. Subclasses define name() and score(context).")
       .def(py::init<>())
       .def("name", &Policy::name)
+      .def("pace", [](const Policy& policy) { return name_of(policy.pace()); })
+      .def(
+          "decide",
+          [](const Policy& policy, const StepContext& context) { return policy.decide(context); },
+          py::arg("context"))
       .def(
           "score",
           [](const Policy& policy, const StepContext& context) {
-            return policy.score(context).score;
+            return policy.decide(context).score;
           },
           py::arg("context"));
 
   m.def(
       "make_policy",
-      [](const std::string& name) { return std::const_pointer_cast<Policy>(make_policy(name)); },
-      py::arg("name"));
+      [](const std::string& name, const PolicyOptions& options) {
+        return std::const_pointer_cast<Policy>(make_policy(name, options));
+      },
+      py::arg("name"), py::arg("options") = PolicyOptions{});
   m.def("policy_names", &policy_names);
 }
 

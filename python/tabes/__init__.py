@@ -20,6 +20,7 @@ from tabes._build_info import VERSION as __version__
 from tabes._core import (
     BoE,
     CheckpointError,
+    Decision,
     DeviceError,
     Error,
     Influence,
@@ -30,18 +31,19 @@ from tabes._core import (
     Predictions,
     StepContext,
     StepRecord,
-    make_policy,
     policy_names,
 )
 from tabes.convert import convert
 from tabes.generation import GenerateOutput, generate
 from tabes.influence import influence
 from tabes.model import Model, load
+from tabes.policies import make_policy
 from tabes.wrap import wrap
 
 __all__ = [
     "BoE",
     "CheckpointError",
+    "Decision",
     "DeviceError",
     "Error",
     "GenerateOutput",

@@ -106,21 +106,62 @@ class StepContext:
     @property
     def predictions(self) -> Predictions: ...
     @property
+    def revealed(self) -> torch.Tensor: ...
+    @property
+    def cu_revealed(self) -> list[int]: ...
+    @property
+    def revealed_confidence(self) -> torch.Tensor: ...
+    @property
+    def place(self) -> list[int]: ...
+    @property
     def sequence(self) -> list[int]: ...
     @property
     def step(self) -> list[int]: ...
     @property
     def steps(self) -> list[int]: ...
     @property
+    def block_step(self) -> list[int]: ...
+    @property
+    def block_steps(self) -> list[int]: ...
+    @property
+    def first(self) -> list[int]: ...
+    @property
     def quota(self) -> list[int]: ...
     @property
     def seed(self) -> int: ...
+    def look_ahead(self, wanted: Sequence[tuple[int, Sequence[int]]]) -> list[Predictions]:
+        """Predictions where eligible rows (their numbers, in order) of a sequence were revealed,
+        at the eligible rows that stay masked; one pass over all that is wanted."""
+
+class Decision:
+    """What a policy says of the n eligible rows of a step.
+
+    Args:
+        score: [n]; within a sequence the highest are revealed first.
+        count: how many rows of each sequence are revealed, for the paces "adaptive" and "timed".
+        remask: rows among `StepContext.revealed`, in order, to be masked again ("timed" only).
+    """
+
+    def __init__(
+        self, score: torch.Tensor, count: Sequence[int] = ..., remask: Sequence[int] = ...
+    ) -> None: ...
+    @property
+    def score(self) -> torch.Tensor: ...
+    @property
+    def count(self) -> list[int]: ...
+    @property
+    def remask(self) -> list[int]: ...
 
 class Policy:
-    """Orders the masked positions; subclasses define both methods."""
+    """Orders the masked positions; subclasses define name() and score() or decide()."""
 
     def __init__(self) -> None: ...
     def name(self) -> str: ...
+    def pace(self) -> str:
+        """Who says how many rows a step reveals: "quota" (the schedule), "adaptive" (the policy, at
+        least one) or "timed" (the policy, which may mask again; all steps are taken)."""
+
+    def decide(self, context: StepContext) -> Decision: ...
     def score(self, context: StepContext) -> torch.Tensor:
         """Scores [n] of the eligible rows: within a sequence the highest are revealed first."""
 
@@ -140,7 +181,11 @@ class BoE(Policy):
         alpha: where between mask (0) and prediction (1) the entropy is differentiated; the
             gradients of several points are averaged. The paper's point is 1.
         tau: temperature of the predicted embedding; 0: the embedding of the likeliest token.
-        gamma: exponent of the confidence.
+        rule: "product", as above, or "nats": ``gamma * log(c) + weight * TIS`` in its place.
+        gamma: exponent of the confidence, or factor of its logarithm.
+        weight: of the influence, with rule "nats".
+        entropy_budget: 0: a step reveals the schedule's quota; otherwise as many of the first by
+            score as have entropies that sum, but for the largest, to at most this many nats.
         anti_collapse: weight of the penalty on rows that are certain too early.
         h_max: the entropy floor of that penalty at the first step, in nats.
         rho: at most ceil(rho * L) probes, L being the length of the whole sequence.
@@ -173,6 +218,9 @@ class BoE(Policy):
         adjoint: str = ...,
         every: int = ...,
         min_masked: int = ...,
+        rule: str = ...,
+        weight: float = ...,
+        entropy_budget: float = ...,
     ) -> None: ...
     @staticmethod
     def paper() -> BoE:
@@ -206,6 +254,12 @@ class BoE(Policy):
     def every(self) -> int: ...
     @property
     def min_masked(self) -> int: ...
+    @property
+    def rule(self) -> str: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def entropy_budget(self) -> float: ...
 
 class Influence:
     @property
@@ -240,7 +294,7 @@ def one_step_fall(
 ) -> list[torch.Tensor]:
     """B tensors [candidates] float64, nats: what influence predicts, by running the model."""
 
-def make_policy(name: str) -> Policy: ...
+def make_policy(name: str, options: dict[str, float] = ...) -> Policy: ...
 def policy_names() -> list[str]: ...
 
 class StepRecord:
@@ -271,6 +325,10 @@ class StepRecord:
     @property
     def by_confidence(self) -> torch.Tensor: ...
     @property
+    def remasked_sequence(self) -> torch.Tensor: ...
+    @property
+    def remasked_position(self) -> torch.Tensor: ...
+    @property
     def predicted_fall(self) -> list[float]: ...
     @property
     def realised_fall(self) -> list[float]: ...
@@ -290,6 +348,7 @@ class GenerateOptions:
 
     steps: int
     block_length: int | None
+    refresh_every: int
     policy: Policy | None
     temperature: float
     top_p: float

@@ -24,6 +24,7 @@ from tabes.canvas import Bar, Canvas, Silence, View
 from tabes.generation import GenerateOutput, generate
 from tabes.inputs import Prompts
 from tabes.model import Model, load
+from tabes.policies import BOE_SETTINGS
 from tabes.text import MASK_LITERAL
 
 # The molecules that the bundled model learned from: tokens without frame, mean and deviation.
@@ -99,7 +100,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--gen-length", "--max-new-tokens", type=int, metavar="N")
     command.add_argument("--block-length", "--block-size", type=int, metavar="N")
     command.add_argument("--steps", type=int, default=64, help="denoising steps (64)")
+    command.add_argument(
+        "--refresh-every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="a full forward pass every N steps, masked positions alone between (1); 0: once",
+    )
     _add_sampling(command, "confidence")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="a setting of the policy, such as tau=0.8 of threshold (help(tabes.make_policy))",
+    )
     command.add_argument("--temperature", type=float, default=0.0, metavar="T", help="(0)")
     command.add_argument("--top-p", type=float, default=1.0, metavar="P")
     command.add_argument("--top-k", type=int, default=0, metavar="K")
@@ -188,7 +203,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser, policy: str | None) -> None:
-    names = "confidence, margin, entropy, random, boe or boe_paper"
+    names = ", ".join(tabes.policy_names())
     parser.add_argument(
         "--policy",
         "--alg",
@@ -212,7 +227,12 @@ def _add_steering(parser: argparse.ArgumentParser) -> None:
         help="where between mask (0) and prediction (1); several: commas, or repeat it",
     )
     group.add_argument("--tau", type=float, metavar="T", help="temperature of the prediction")
+    group.add_argument("--rule", help="product or nats")
     group.add_argument("--gamma", type=float, metavar="G", help="exponent of the confidence")
+    group.add_argument("--weight", type=float, metavar="W", help="of the influence, by nats")
+    group.add_argument(
+        "--entropy-budget", type=float, metavar="H", help="reveal by entropy (nats), not by steps"
+    )
     group.add_argument("--anti-collapse", type=float, metavar="W", help="weight of the penalty")
     group.add_argument("--h-max", type=float, metavar="H", help="entropy floor of the penalty")
     group.add_argument("--rho", type=float, metavar="R", help="most probes, as share of the length")
@@ -235,25 +255,27 @@ def _load(arguments: argparse.Namespace) -> Model:
 
 
 def _policy(arguments: argparse.Namespace) -> str | tabes.Policy:
-    """The policy that --policy and the settings of BoE ask for."""
+    """The policy that --policy and its settings ask for."""
     given = {
-        name: value
-        for name in tracing.BOE_SETTINGS
-        if (value := getattr(arguments, name)) is not None
+        name: value for name in BOE_SETTINGS if (value := getattr(arguments, name)) is not None
     }
     name: str = arguments.policy
-    if name == "boe_paper" and not given:
-        return tabes.BoE.paper()
-    if name == "boe":
+    if name in ("boe", "boe_paper"):
         if "alpha" in given:
             given["alpha"] = _numbers("--alpha", given["alpha"])
         if given.get("n_candidates", "").isdecimal():
             given["n_candidates"] = int(given["n_candidates"])
-        return tabes.BoE(**given)
-    if given:
+    elif given:
         option = next(iter(given)).replace("_", "-")
         raise tabes.InputError(f"--{option} is a setting of --policy boe, not of {name}")
-    return name
+    for setting in arguments.set:
+        key, equals, value = setting.partition("=")
+        if not equals or name in ("boe", "boe_paper"):
+            raise tabes.InputError(
+                f"--set {setting}: give NAME=NUMBER, and BoE's settings as options of their own"
+            )
+        given[key] = _numbers(f"--set {key}=", [value])[0]
+    return tabes.make_policy(name, **given) if given else name
 
 
 def _numbers(option: str, texts: list[str]) -> list[float]:
@@ -290,6 +312,7 @@ def _generate(arguments: argparse.Namespace) -> int:
             steps=arguments.steps,
             gen_length=arguments.gen_length,
             block_length=arguments.block_length,
+            refresh_every=arguments.refresh_every,
             policy=policy,
             temperature=arguments.temperature,
             top_p=arguments.top_p,

@@ -15,6 +15,7 @@ from tabes._core import Error, InputError, Policy, StepRecord
 from tabes.arguments import flag, integer, integers, number, optional_integer
 from tabes.inputs import Batch, Prompts, prepare
 from tabes.model import Model
+from tabes.policies import make_policy
 from tabes.text import visible_ids
 
 Callback = Callable[[StepRecord, list[torch.Tensor]], bool | None]
@@ -26,15 +27,11 @@ _ALIASES = {
     "alg": "policy",
     "remasking": "policy",
 }
-_POLICY_ALIASES = {
-    "low_confidence": "confidence",
-    "maskgit_plus": "confidence",
-    "topk_margin": "margin",
-}
 _CANONICAL = (
     "steps",
     "gen_length",
     "block_length",
+    "refresh_every",
     "policy",
     "temperature",
     "top_p",
@@ -125,6 +122,8 @@ def _record_to_dict(record: StepRecord) -> dict[str, Any]:
         "score": _finite(record.score),
         "influence": _finite(record.influence),
         "by_confidence": record.by_confidence.tolist(),
+        "remasked_sequence": record.remasked_sequence.tolist(),
+        "remasked_position": record.remasked_position.tolist(),
         "predicted_fall": _finite(record.predicted_fall),
         "realised_fall": _finite(record.realised_fall),
         "forward_rows": record.forward_rows,
@@ -147,6 +146,7 @@ def generate(
     steps: int = 64,
     gen_length: int | None = None,
     block_length: int | None = None,
+    refresh_every: int = 1,
     policy: str | Policy = _CONFIDENCE,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -172,8 +172,12 @@ def generate(
         gen_length: appends this many masks to every prompt. Text keeps the token with which its
             tokenizer ends every text behind them: ``[BOS] prompt masks [EOS]``.
         block_length: fills blocks of this many positions one after the other; None: all at once.
-        policy: which positions to reveal first: "confidence", "margin", "entropy", "random", "boe",
-            "boe_paper", or a policy object, such as `tabes.BoE` with settings of your own.
+        refresh_every: 1: every step is a full forward pass; n: only every n-th is, and the steps
+            between compute the masked positions alone while all others keep their attention keys
+            and values (a dual cache; an approximation); 0: only the first is full. Models from
+            `tabes.wrap` always take full passes.
+        policy: which positions to reveal first: a name of `tabes.policy_names`, or a policy object,
+            such as `tabes.BoE` or `tabes.make_policy` with settings of your own.
         temperature: 0 takes the most likely token; otherwise tokens are drawn at this temperature.
         top_p: draws from the smallest set of tokens with at least this probability.
         top_k: draws from this many most likely tokens; 0: no limit.
@@ -208,6 +212,7 @@ def generate(
     options = _core.GenerateOptions()
     options.steps = integer(steps, "steps")
     options.block_length = optional_integer(given["block_length"], "block_length")
+    options.refresh_every = integer(refresh_every, "refresh_every")
     options.policy = _policy(given["policy"])
     options.temperature = number(temperature, "temperature")
     options.top_p = number(top_p, "top_p")
@@ -299,4 +304,4 @@ def _policy(value: Any) -> Policy:
         return value
     if not isinstance(value, str):
         raise InputError(f"policy is a {type(value).__name__}: give its name or a policy object")
-    return _core.make_policy(_POLICY_ALIASES.get(value, str(value)))
+    return make_policy(str(value))

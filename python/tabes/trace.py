@@ -39,6 +39,7 @@ from tabes._core import BoE, InputError, Policy
 from tabes.canvas import MASK_SYMBOL, confidence_style
 from tabes.generation import GenerateOutput
 from tabes.model import Model
+from tabes.policies import BOE_SETTINGS
 from tabes.text import printable
 
 if TYPE_CHECKING:
@@ -49,23 +50,6 @@ if TYPE_CHECKING:
 FORMAT = "tabes-trace"
 VERSION = 1
 
-# Of `tabes.BoE`, by their names there.
-BOE_SETTINGS = (
-    "n_candidates",
-    "prefilter",
-    "alpha",
-    "tau",
-    "gamma",
-    "anti_collapse",
-    "h_max",
-    "rho",
-    "probes",
-    "halo",
-    "context",
-    "adjoint",
-    "every",
-    "min_masked",
-)
 _NAN = float("nan")
 
 

@@ -94,7 +94,7 @@ TEST(Generate, TiesGoToTheLowestPosition) {
   class Flat final : public Policy {
    public:
     std::string name() const override { return "flat"; }
-    Scores score(const StepContext& c) const override { return at::zeros({c.eligible.count()}); }
+    Decision decide(const StepContext& c) const override { return at::zeros({c.eligible.count()}); }
   };
   GenerateOptions options;
   options.steps = 3;
@@ -132,7 +132,7 @@ TEST(Generate, EndOfTextCanBeForbiddenOrLeftToTheEnd) {
   class LovesEos final : public Policy {
    public:
     std::string name() const override { return "loves_eos"; }
-    Scores score(const StepContext& c) const override {
+    Decision decide(const StepContext& c) const override {
       return c.predictions.token.eq(kEos).to(at::kDouble);
     }
   };

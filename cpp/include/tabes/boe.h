@@ -18,15 +18,27 @@ enum class ProbeRule {
   nearest  // to a candidate, by position
 };
 
+enum class ScoreRule {
+  product,  // c^gamma * minmax(TIS), the paper's
+  nats      // gamma * log c + weight * TIS
+};
+
 struct BoEOptions {
   // Candidates of a step: the eligible rows that come first by the prefilter. A number of them,
-  // or, if `per_quota`, that multiple (rounded up) of the rows the step reveals.
+  // or, if `per_quota`, that multiple (rounded up) of the rows the step reveals (with an entropy
+  // budget: would reveal by confidence).
   double n_candidates = 3;
   bool per_quota = true;
   Prefilter prefilter = Prefilter::confidence;
   std::vector<double> alpha{0.4};  // see InfluenceOptions
   double tau = 1.0;
-  double gamma = 1.0;          // weight of the confidence, as its exponent
+  ScoreRule rule = ScoreRule::product;
+  double gamma = 1.0;   // weight of the confidence: its exponent, or the factor of its logarithm
+  double weight = 0.3;  // of the influence, under ScoreRule::nats
+  // How many rows a step reveals. 0: the schedule's quota. Otherwise, in nats: as many of the first
+  // by score as have entropies that sum, but for the largest, to at most this (the rule of
+  // EB-Sampler, arXiv 2505.24857, in BoE's order); GenerateOptions::steps is then not used.
+  double entropy_budget = 0.0;
   double anti_collapse = 0.0;  // lambda, weight of the penalty below
   // The penalty's entropy floor in nats at the first step; it falls to 0 in proportion to the
   // steps left.
@@ -48,9 +60,11 @@ struct BoEOptions {
 // BoE steering (TABES, arXiv 2602.00250). A candidate's score is
 //   c^gamma * minmax(TIS) - anti_collapse * max(0, h_t - H)^2,  h_t = h_max * steps left / steps,
 // with c its confidence, H its entropy, and minmax the scaling of the candidates' influence to
-// [0, 1] within their sequence (1 for all where they are equal). All other eligible rows come
-// after the candidates, by confidence. A sequence without probes, or with no more candidates than
-// rows to reveal, is ordered by confidence at no cost, since influence could change nothing.
+// [0, 1] within their sequence (1 for all where they are equal); under ScoreRule::nats the first
+// term is gamma * log c + weight * TIS. All other eligible rows come after the candidates, by
+// confidence. Probes are the masked rows that are no candidates, later blocks' among them. A
+// sequence without probes, or with no more candidates than rows to reveal, is ordered by
+// confidence at no cost, since influence could change nothing.
 // With a model that keeps no context (ModuleDenoiser) a frozen one is replaced by the exact one.
 class BoE final : public Policy {
  public:
@@ -58,7 +72,9 @@ class BoE final : public Policy {
   explicit BoE(BoEOptions options = {});
 
   std::string name() const override { return "boe"; }
-  Scores score(const StepContext& context) const override;
+  Decision decide(const StepContext& context) const override;
+  Pace pace() const override { return options_.entropy_budget > 0 ? Pace::adaptive : Pace::quota; }
+  bool wants_waiting() const override { return true; }
   bool wants_context(const std::vector<int64_t>& step) const override;
   const BoEOptions& options() const { return options_; }
 

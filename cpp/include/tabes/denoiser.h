@@ -53,10 +53,12 @@ struct RowSet {
 using Poll = std::function<void()>;
 
 // What a forward pass leaves behind for the frozen context: every row's attention keys and values.
-// Opaque; only the model that made it can use it.
+// Opaque; only the model that made it can use it, in one thread at a time.
 class Context {
  public:
   virtual ~Context() = default;
+  // Keeps what belongs to these rows only, in their order: `rows` [n] int64.
+  virtual void select(const at::Tensor& rows) = 0;
 };
 
 // A question about a changed batch: how does the summed entropy of some rows' predictions depend
@@ -72,9 +74,8 @@ struct GradientRequest {
   at::Tensor offset;         // [candidates, D], added to the candidates' input embeddings
   at::Tensor weight;         // [probes] real: each probe's entropy counts so much; undefined: 1
   at::Tensor forbidden;      // [f] int64: tokens of probability 0
-  // Frozen context: inactive rows keep the keys and values they had in the pass that filled this,
-  // and only active rows are computed. Those of the active rows are overwritten, so another
-  // request on the same context must have the same active rows. Null: the exact forward pass.
+  // Frozen context: inactive rows keep the keys and values they have in this, and only active rows
+  // are computed. It is left as it was found. Null: the exact forward pass.
   Context* frozen = nullptr;
   Poll poll = {};
 };
@@ -104,6 +105,13 @@ class Denoiser {
   // null from a model that has none.
   virtual at::Tensor encode(const PackedBatch& batch, const RowSet& rows, const Poll& poll = {},
                             std::unique_ptr<Context>* kept = nullptr) const = 0;
+
+  // The same in a frozen context: the `active` rows, which must hold all that predict `rows`, are
+  // computed, and their keys and values in the context are those of this pass from then on; all
+  // other rows keep what they had. Throws InputError for a model that keeps no context.
+  virtual at::Tensor encode_active(const PackedBatch& batch, const RowSet& active,
+                                   const RowSet& rows, Context& context,
+                                   const Poll& poll = {}) const;
 
   // Logits [n, V] of features [n, F], in the model's dtype. Apart from encode() so that a caller
   // can take the rows in pieces and never hold n * V numbers.

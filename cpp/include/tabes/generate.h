@@ -18,7 +18,7 @@ namespace tabes {
 // position.
 struct StepRecord {
   int64_t step = 0;                       // counts from 0
-  int64_t steps = 0;                      // how many there will be, if none is cut short
+  int64_t steps = 0;                      // how many there will be at most
   std::vector<int64_t> masked;            // masked positions of every sequence before the step
   std::vector<int64_t> eligible;          // of these, how many could be revealed
   int64_t scored = 0;                     // rows whose influence was computed; else all eligible
@@ -26,6 +26,7 @@ struct StepRecord {
   at::Tensor confidence, entropy, score;  // float64
   at::Tensor influence;                   // float64: TIS in nats, NaN where it was not computed
   at::Tensor by_confidence;               // bool: confidence alone would have revealed it as well
+  at::Tensor remasked_sequence, remasked_position;  // int64 [m]: masked again by the step
   // For every sequence the fall of its probes' summed entropy, in nats (NaN: not steered): what
   // the influence of the revealed rows adds up to, and what the next step's forward pass showed,
   // over the probes that are eligible then. The latter is filled in one step later.
@@ -44,11 +45,17 @@ using StepCallback =
 struct GenerateOptions {
   // Denoising steps. Each block of a sequence gets an equal share (remainder to the first blocks),
   // and each step of a block an equal share of its masks (remainder to the first steps): LLaDA's
-  // quota. Steps that would reveal nothing are not run.
+  // quota. Steps that would reveal nothing are not run. Policies of another pace (see Policy) read
+  // this differently: adaptive ones take as many steps as they need, timed ones exactly so many.
   int64_t steps = 64;
   // Reveal masks block by block from the left: blocks of this many positions, counted from the
   // sequence's first mask. None: everything at once.
   std::optional<int64_t> block_length;
+  // 1: every step is a full forward pass. n: only every n-th is; in the steps between the context
+  // is frozen: the rows that were masked before the last step are computed, all others keep the
+  // keys and values they had (what the field calls a dual cache). 0: only the first is full. An
+  // approximation; models that keep no context are decoded with full passes all the same.
+  int64_t refresh_every = 1;
   std::shared_ptr<const Policy> policy;  // none: confidence
   // 0 writes the likeliest token; otherwise tokens are drawn from softmax(logits / temperature)
   // cut to top_k (0: no cut), then top_p. A draw depends only on (seed, sequence, position, step).

@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,6 +24,25 @@ struct Predictions {
   at::Tensor entropy;     // real: nats
 };
 
+// Who says how many rows a step reveals, and when a sequence is done.
+enum class Pace {
+  quota,     // the schedule: GenerateOptions::steps, LLaDA's division
+  adaptive,  // the policy, at least one; steps set no limit and only the quota is derived from them
+  timed      // the policy, any number, and it may mask again; a block takes all of its steps
+};
+
+// What a policy remembers between the steps of one decode.
+class PolicyState {
+ public:
+  virtual ~PolicyState() = default;
+};
+
+// A canvas one step ahead: a sequence in which these of its rows are revealed as predicted.
+struct Ahead {
+  size_t sequence;              // of StepContext::batch
+  std::vector<int64_t> reveal;  // numbers among the eligible rows, increasing; not all of them
+};
+
 // What a policy sees of one step.
 struct StepContext {
   const Denoiser& model;
@@ -30,50 +51,111 @@ struct StepContext {
   const Predictions& predictions;  // at the eligible rows
   const at::Tensor& features;      // [n, F] of the eligible rows, see Denoiser::encode
   const at::Tensor& forbidden;     // [f] int64: tokens of probability 0
-  Context* context;                // of the forward pass, if the policy asked for it; else null
-  // For each sequence of `batch`: its number among the caller's sequences, its own step counter
-  // and number of steps, and how many rows this step reveals.
+  // Masked rows outside the current blocks and their entropies ([w] real, nats), for policies that
+  // want them; empty otherwise.
+  const RowSet& waiting;
+  const at::Tensor& waiting_entropy;
+  Context* context;    // of the forward pass, if the policy asked for it; else null
+  PolicyState* state;  // what Policy::begin() made
+  // Rows of the current blocks that earlier steps revealed, and each one's probability then
+  // ([m] float64 on the CPU). Filled under Pace::timed.
+  const RowSet& revealed;
+  const at::Tensor& revealed_confidence;
+  // For each sequence of `batch`: its place among the caller's sequences, the number its draws are
+  // keyed by, its own step counter and number of steps (at most, unless the pace is adaptive), the
+  // same within its block, its first position that was masked, and its share of the masks.
+  const std::vector<int64_t>& place;
   const std::vector<int64_t>& sequence;
   const std::vector<int64_t>& step;
   const std::vector<int64_t>& steps;
+  const std::vector<int64_t>& block_step;
+  const std::vector<int64_t>& block_steps;
+  const std::vector<int64_t>& first;
   const std::vector<int64_t>& quota;
   uint64_t seed;
   const Poll& poll;
+  // Runs the model on canvases one step ahead, all in one pass, and counts its rows. The result
+  // has, for each, the predictions at the eligible rows that it leaves masked, in order. If the
+  // policy then reveals just these rows, the next step needs no forward pass of its own.
+  const std::function<std::vector<Predictions>(const std::vector<Ahead>&)>& look_ahead;
 };
 
-// What a policy says of the n eligible rows, and what it cost beside the step's forward pass.
-struct Scores {
-  Scores() = default;
-  Scores(at::Tensor scores) : score(std::move(scores)) {}  // NOLINT: a tensor alone will do
+// What a policy says of the n eligible rows, and what it cost beside the passes of the loop.
+struct Decision {
+  Decision() = default;
+  Decision(at::Tensor scores) : score(std::move(scores)) {}  // NOLINT: a tensor alone will do
 
   at::Tensor score;  // [n] real: within a sequence the highest are revealed first
+  // How many rows of each sequence are revealed; empty under Pace::quota. Not below 1 under
+  // Pace::adaptive. Under Pace::timed the last step of a block reveals everything.
+  std::vector<int64_t> count;
+  // Rows among StepContext::revealed, increasing, that are masked again; under Pace::timed only,
+  // and not in the last step of a block.
+  std::vector<int64_t> remask;
   // Where the policy looks ahead: [n] real influence of each row in nats, NaN where it was not
-  // computed, and [n] bool, the probes on which it was. Undefined otherwise.
-  at::Tensor influence, probes;
+  // computed (undefined: of none), and the probes on which it was, rows of the batch, increasing.
+  at::Tensor influence;
+  std::vector<int64_t> probes;
   int64_t forward_rows = 0, backward_rows = 0, head_rows = 0;
 };
 
 // Orders the eligible rows. A policy reads tokens and never writes them; implementations are
-// immutable and may be shared between threads.
+// immutable and may be shared between threads: what they remember is in their PolicyState.
 class Policy {
  public:
   virtual ~Policy() = default;
   virtual std::string name() const = 0;
 
   // Ties go to the lowest position; a NaN score is an error.
-  virtual Scores score(const StepContext& context) const = 0;
+  virtual Decision decide(const StepContext& context) const = 0;
 
-  // Whether score() will want StepContext::context, for sequences that have done `step` steps.
+  virtual Pace pace() const { return Pace::quota; }
+
+  // Called once a decode; null for a policy that remembers nothing.
+  virtual std::unique_ptr<PolicyState> begin() const { return nullptr; }
+
+  // Whether decide() will want StepContext::waiting.
+  virtual bool wants_waiting() const { return false; }
+
+  // Whether decide() will want StepContext::context, for sequences that have done `step` steps.
   virtual bool wants_context(const std::vector<int64_t>& step) const {
     (void)step;
     return false;
   }
 };
 
-// "random", "confidence" (probability of the token to be written; MaskGIT, LLaDA's
-// low_confidence), "margin" (top two probabilities; Kim et al., arXiv 2502.06768), "entropy"
-// (least first; Dream), or "boe" and "boe_paper" (tabes/boe.h). Throws InputError for another name.
-std::shared_ptr<const Policy> make_policy(const std::string& name);
+// Settings of a named policy; what is left out has its default.
+using PolicyOptions = std::map<std::string, double>;
+
+// A policy by name, with its settings and their defaults:
+//   random
+//   confidence      probability of the token to be written (MaskGIT; LLaDA's low_confidence)
+//   margin          top two probabilities (Kim et al., arXiv 2502.06768)
+//   entropy         least first (Dream)
+//   threshold       all with a confidence of at least tau=0.9, one at least (Fast-dLLM)
+//   factor          the n most confident, n the largest with c_(r) >= 1 - f / (r + 1) for all
+//                   ranks r = 2..n; f=1 (Fast-dLLM)
+//   entropy_bound   the k least entropic, k the largest whose entropies but for the largest sum to
+//                   at most gamma=0.1 nats (EB-Sampler, arXiv 2505.24857)
+//   klass           all with a confidence above tau=0.9 whose last history=2 changes of
+//                   distribution were below epsilon=0.01 nats (KL), else the quota by confidence
+//   info_gain       of candidates=8 sets of the quota's size, the most confident rows and others
+//                   drawn by Gumbel noise on c / position_temperature=0.2, the one whose own
+//                   entropies plus the mean entropy it leaves are least; everything where all
+//                   confidences reach threshold=0.8
+//   lookum          paths=2 sets drawn from the pool=5 most certain sets of the quota's size, one
+//                   chosen with weight exp(-mean entropy it leaves) (LookUM, arXiv 2511.05563)
+//   remdm_cap       rows are masked again with a probability of eta=0.008 at most; remdm_rescale
+//                   of eta=0.015 times the largest possible; remdm_conf of softmax(-confidence when
+//                   revealed) times it; remdm_loop of eta=0.02 while t_off=0.05 < t <= t_on=0.55,
+//                   where the share revealed stays alpha_on=0.9 (ReMDM, arXiv 2503.00307)
+//   pc_sampler      c * exp(-decay * position), decay=0.25: PC-Sampler without its corpus term
+//   oracle          BoE's score with the true fall of entropy, found by one forward pass for each
+//                   of candidates=3 times the quota; gamma=1
+//   boe, boe_paper  see tabes/boe.h; no settings here
+// Throws InputError for another name or setting, or a value out of range.
+std::shared_ptr<const Policy> make_policy(const std::string& name,
+                                          const PolicyOptions& options = {});
 
 // The names make_policy knows.
 std::vector<std::string> policy_names();

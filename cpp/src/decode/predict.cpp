@@ -41,7 +41,9 @@ Predicted predict(const Denoiser& model, const PredictRequest& request) {
   Predicted result;
   auto* kept = request.keep_context ? &result.context : nullptr;
   const at::Tensor features =
-      request.unguided
+      request.active ? model.encode_active(request.batch, *request.active, request.rows,
+                                           *request.context, options.poll)
+      : request.unguided
           ? model.encode(joined(request.batch, *request.unguided),
                          joined(request.rows, request.batch.rows()), options.poll, kept)
           : model.encode(request.batch, request.rows, options.poll, kept);

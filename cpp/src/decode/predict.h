@@ -19,6 +19,9 @@ struct PredictRequest {
   // [n] float64 in (0, 1) on the model's device, where the temperature is above 0.
   at::Tensor uniforms;
   bool keep_context = false;
+  // A pass in a frozen context: these rows are computed, the rest is as `context` has it.
+  const RowSet* active = nullptr;
+  Context* context = nullptr;
 };
 
 struct Predicted {

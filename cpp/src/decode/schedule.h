@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "batch/rows.h"
+#include "tabes/policy.h"
 
 namespace tabes {
 
@@ -13,9 +14,10 @@ class Schedule {
  public:
   // Blocks of `block_length` positions from the first mask on (none: one block to the end); those
   // without a mask are left out. Each block gets steps / blocks steps, the remainder going to the
-  // first ones. Throws InputError, naming sequence `number`, if there are more blocks than steps.
+  // first ones. Throws InputError, naming sequence `number`, if there are more blocks than steps,
+  // unless the pace is adaptive.
   Schedule(const HostTokens& tokens, int64_t mask_token_id, int64_t steps,
-           std::optional<int64_t> block_length, size_t number);
+           std::optional<int64_t> block_length, size_t number, Pace pace = Pace::quota);
 
   bool done() const { return block_ == blocks_.size(); }
   // Positions [begin, end) of the current block; its masked positions are eligible.
@@ -25,19 +27,26 @@ class Schedule {
   // Masks the next step reveals: those left over the steps left, rounded up. This is LLaDA's
   // division with the remainder going to the early steps.
   int64_t quota() const;
-  int64_t total_steps() const { return total_steps_; }  // steps that reveal something
+  int64_t total_steps() const { return total_steps_; }  // at most
+  int64_t start() const { return start_; }              // the first position that was masked
+  int64_t block_step() const { return blocks_[block_].done; }
+  int64_t block_steps() const { return blocks_[block_].steps; }
+  // Whether the next step must reveal all that is left of the block.
+  bool last_of_block() const { return blocks_[block_].done + 1 >= blocks_[block_].steps; }
 
-  // A step has revealed `count` masks of the current block.
-  void advance(int64_t count);
+  // A step has revealed `count` masks of the current block and masked `again` positions anew.
+  void advance(int64_t count, int64_t again = 0);
 
  private:
   struct Block {
-    int64_t begin, end, masks, steps;
+    int64_t begin, end, masks, steps, done;
   };
+  Pace pace_;
   std::vector<Block> blocks_;
   size_t block_ = 0;
   int64_t masked_ = 0;
   int64_t total_steps_ = 0;
+  int64_t start_ = 0;
 };
 
 }  // namespace tabes

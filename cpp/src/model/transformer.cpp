@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/layer_norm.h>
+#include <ATen/ops/searchsorted.h>
 #include <ATen/ops/tensor.h>
 
 #include <cmath>
@@ -24,6 +25,10 @@ void Transformer::check_lengths(const PackedBatch& batch) const {
     if (length >= 1 && length <= config_.max_length) continue;
     refuse("sequence ", b, " has ", length, " tokens; this model takes 1 to ", config_.max_length);
   }
+}
+
+at::Tensor places(const at::Tensor& all, const at::Tensor& rows) {
+  return at::searchsorted(all, rows);
 }
 
 at::Tensor positions_of(const std::vector<int64_t>& cu_seqlens, at::Device device) {
@@ -123,12 +128,37 @@ at::Tensor Transformer::encode(const PackedBatch& batch, const RowSet& rows, con
     context = std::make_unique<FrozenContext>();
     pass.keep = context.get();
   }
-  at::Tensor x = embed(batch.tokens, pass.positions);
+  at::Tensor x = features(embed(batch.tokens, pass.positions), pass, poll);
+  if (kept) *kept = std::move(context);
+  return x;
+}
+
+at::Tensor Transformer::encode_active(const PackedBatch& batch, const RowSet& active,
+                                      const RowSet& rows, Context& context,
+                                      const Poll& poll) const {
+  const PlainDispatch plain;
+  check_lengths(batch);
+  const Pass pass =
+      frozen_pass(batch, active, outputs_for(batch, rows), static_cast<FrozenContext&>(context));
+  return features(embed(batch.tokens.index_select(0, active.rows), pass.positions), pass, poll);
+}
+
+Pass Transformer::frozen_pass(const PackedBatch& batch, const RowSet& active, const RowSet& outputs,
+                              FrozenContext& context) const {
+  Pass pass{positions_of(batch.cu_seqlens, info_.device).index_select(0, active.rows),
+            active.cu_rows,
+            batch.cu_seqlens,
+            {places(active.rows, outputs.rows), outputs.cu_rows}};
+  pass.frozen = &context;
+  pass.rows = active.rows;
+  return pass;
+}
+
+at::Tensor Transformer::features(at::Tensor x, const Pass& pass, const Poll& poll) const {
   if (config_.embedding_norm) x = embed_norm_(x);
   x = trunk(x, pass, poll);
   if (config_.final_norm) x = final_norm_(x);
   if (config_.head_transform) x = head_norm_(head_dense_.gelu(x, config_.mlp == Mlp::gelu_tanh));
-  if (kept) *kept = std::move(context);
   return x;
 }
 

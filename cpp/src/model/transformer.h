@@ -28,7 +28,9 @@ struct Layer {
 // Keys (rotated) and values of every row, [R, 2 * kv_width] a layer.
 struct FrozenContext final : Context {
   std::vector<at::Tensor> kv;
-  at::Tensor overwritten;  // the active rows of the first request, whose entries are stale
+  void select(const at::Tensor& rows) override {
+    for (at::Tensor& t : kv) t = t.index_select(0, rows);
+  }
 };
 
 // What the adjoint of one layer needs to know of its forward pass, at the active rows only (in
@@ -61,6 +63,9 @@ struct Pass {
   }
 };
 
+// Numbers of `rows` within the increasing `all`, which holds them.
+at::Tensor places(const at::Tensor& all, const at::Tensor& rows);
+
 // The position of every row in its sequence, [R].
 at::Tensor positions_of(const std::vector<int64_t>& cu_seqlens, at::Device device);
 
@@ -73,6 +78,8 @@ class Transformer final : public Denoiser {
   at::Tensor embedding_table() const override { return tokens_; }
   at::Tensor encode(const PackedBatch& batch, const RowSet& rows, const Poll& poll,
                     std::unique_ptr<Context>* kept) const override;
+  at::Tensor encode_active(const PackedBatch& batch, const RowSet& active, const RowSet& rows,
+                           Context& context, const Poll& poll) const override;
   at::Tensor project(const at::Tensor& features) const override;
   EntropyGradient entropy_gradient(const GradientRequest& request) const override;
 
@@ -97,6 +104,11 @@ class Transformer final : public Denoiser {
                  bool last) const;
   at::Tensor apply(size_t index, const at::Tensor& x, const Pass& pass) const;
   at::Tensor trunk(at::Tensor x, const Pass& pass, const Poll& poll) const;
+  // A pass over the active rows in a frozen context, `outputs` being those wanted.
+  Pass frozen_pass(const PackedBatch& batch, const RowSet& active, const RowSet& outputs,
+                   FrozenContext& context) const;
+  // From input embeddings to the features of the pass's wanted rows.
+  at::Tensor features(at::Tensor x, const Pass& pass, const Poll& poll) const;
 
   at::Tensor activation_adjoint(const at::Tensor& grad, const at::Tensor& up) const;
   void qk_norm_adjoint(const Layer& layer, const at::Tensor& grad, const at::Tensor& qk) const;

@@ -10,7 +10,6 @@
 #include <ATen/ops/native_layer_norm.h>
 #include <ATen/ops/native_layer_norm_backward.h>
 #include <ATen/ops/ones.h>
-#include <ATen/ops/searchsorted.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -28,11 +27,6 @@ namespace {
 
 // Memory the logits of one piece of probes may take.
 constexpr int64_t kLogitBytes = int64_t{256} << 20;
-
-// Numbers of `rows` within the increasing `all`, which holds them.
-at::Tensor places(const at::Tensor& all, const at::Tensor& rows) {
-  return at::searchsorted(all, rows);
-}
 
 }  // namespace
 
@@ -174,25 +168,18 @@ EntropyGradient Transformer::entropy_gradient(const GradientRequest& request) co
   const at::Tensor &active = request.active.rows, &candidates = request.candidates.rows;
   const RowSet outputs = outputs_for(batch, request.probes);
   auto* frozen = static_cast<FrozenContext*>(request.frozen);
+  // What the pass overwrites is put back, so that the context can serve again.
+  std::vector<at::Tensor> before;
   if (frozen) {
-    if (!frozen->overwritten.defined()) frozen->overwritten = active;
-    if (!frozen->overwritten.equal(active)) {
-      throw InputError("a frozen context serves one set of active rows; this request has another");
-    }
+    for (const at::Tensor& kv : frozen->kv) before.push_back(kv.index_select(0, active));
   }
 
   // In the exact forward pass all rows are computed and the active ones remembered.
   std::vector<LayerTape> tape;
   const at::Tensor positions = positions_of(batch.cu_seqlens, info_.device);
   Pass pass{positions, batch.cu_seqlens, batch.cu_seqlens, outputs};
-  Pass frozen_pass{positions.index_select(0, active),
-                   request.active.cu_rows,
-                   batch.cu_seqlens,
-                   {places(active, outputs.rows), outputs.cu_rows}};
-  frozen_pass.frozen = frozen;
-  frozen_pass.rows = active;
   if (request.active.count() < batch.rows()) pass.taped = active;
-  Pass& chosen = frozen ? frozen_pass : pass;
+  Pass chosen = frozen ? frozen_pass(batch, request.active, outputs, *frozen) : pass;
   chosen.tape = &tape;
 
   at::Tensor x =
@@ -215,6 +202,7 @@ EntropyGradient Transformer::entropy_gradient(const GradientRequest& request) co
                    i == 0 ? request.candidates : request.active, request);
     tape[i] = {};
   }
+  for (size_t i = 0; i < before.size(); ++i) frozen->kv[i].index_copy_(0, active, before[i]);
   result.gradient = config_.embedding_norm ? embed_norm_.adjoint(grad, embedded) : grad;
   result.forward_rows = frozen ? request.active.count() : batch.rows();
   result.backward_rows = request.active.count();

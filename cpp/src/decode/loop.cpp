@@ -1,0 +1,599 @@
+#include "decode/loop.h"
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/tensor.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "batch/column.h"
+#include "batch/select.h"
+#include "messages.h"
+#include "random/philox.h"
+
+namespace tabes {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+void require(bool ok, const std::string& message) {
+  if (!ok) throw InputError(message);
+}
+
+void check(const GenerateOptions& o, const ModelInfo& info, size_t batch) {
+  require(o.steps >= 1, text("steps must be at least 1, not ", o.steps));
+  require(!o.block_length || *o.block_length >= 1,
+          text("block_length must be at least 1, not ", o.block_length.value_or(0)));
+  require(std::isfinite(o.temperature) && o.temperature >= 0,
+          text("temperature must be 0 (take the likeliest token) or above, not ", o.temperature));
+  require(o.top_p > 0 && o.top_p <= 1, text("top_p must be in (0, 1], not ", o.top_p));
+  require(o.top_k >= 0, text("top_k must be 0 (no cut) or above, not ", o.top_k));
+  require(std::isfinite(o.cfg_scale) && o.cfg_scale >= 0,
+          text("cfg_scale must be 0 (off) or above, not ", o.cfg_scale));
+  require(o.refresh_every >= 0,
+          text("refresh_every must be 0 (never again) or above, not ", o.refresh_every));
+  require(o.refresh_every == 1 || o.cfg_scale == 0,
+          text("refresh_every ", o.refresh_every,
+               " does not go with guidance; leave refresh_every or cfg_scale at its default"));
+  for (int64_t id : o.forbidden) {
+    require(id >= 0 && id < info.vocab_size,
+            text("forbidden token ", id, " is outside the vocabulary of ", info.vocab_size));
+  }
+  require(o.sequence_ids.empty() || o.sequence_ids.size() == batch,
+          text("sequence_ids has ", o.sequence_ids.size(), " entries for ", batch, " sequences"));
+}
+
+// The mask, the caller's, and with logits_eos_inf the ends of text: sorted, without repeats.
+std::vector<int64_t> all_forbidden(const GenerateOptions& options, const ModelInfo& info) {
+  std::vector<int64_t> ids = options.forbidden;
+  ids.push_back(info.mask_token_id);
+  if (options.logits_eos_inf) {
+    ids.insert(ids.end(), info.eos_token_ids.begin(), info.eos_token_ids.end());
+  }
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  require(static_cast<int64_t>(ids.size()) < info.vocab_size,
+          "every token is forbidden; leave at least one to write");
+  return ids;
+}
+
+Predictions narrow(const Predictions& p, int64_t from, int64_t count) {
+  const auto part = [&](const at::Tensor& t) { return t.narrow(0, from, count); };
+  return {part(p.token), part(p.confidence), part(p.max_prob), part(p.margin), part(p.entropy)};
+}
+
+Predictions joined(const std::vector<Predictions>& parts) {
+  const auto join = [&](at::Tensor Predictions::* field) {
+    std::vector<at::Tensor> tensors;
+    for (const Predictions& p : parts) tensors.push_back(p.*field);
+    return at::cat(tensors);
+  };
+  return {join(&Predictions::token), join(&Predictions::confidence), join(&Predictions::max_prob),
+          join(&Predictions::margin), join(&Predictions::entropy)};
+}
+
+}  // namespace
+
+Loop::Loop(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+           const GenerateOptions& options)
+    : model_(model),
+      info_(model.info()),
+      options_(options),
+      policy_(options.policy ? options.policy : make_policy("confidence")),
+      pace_(policy_->pace()),
+      state_(policy_->begin()) {
+  std::vector<HostTokens> given = checked_tokens(info_, sequences);
+  check(options, info_, given.size());
+  forbidden_ = to_tensor(all_forbidden(options, info_), info_.device);
+  int64_t masks = 0;
+  for (size_t b = 0; b < given.size(); ++b) {
+    const size_t length = given[b].size();
+    rows_ += static_cast<int64_t>(length);
+    Schedule schedule(given[b], info_.mask_token_id, options.steps, options.block_length, b, pace_);
+    masks += schedule.masked();
+    steps_ = std::max(steps_, schedule.total_steps());
+    HostTokens unguided;
+    if (options.cfg_scale > 0) unguided.assign(length, info_.mask_token_id);
+    const int64_t id =
+        options.sequence_ids.empty() ? static_cast<int64_t>(b) : options.sequence_ids[b];
+    canvases_.push_back({b, std::move(given[b]), std::move(unguided),
+                         std::vector<double>(length, kNan), std::move(schedule), id});
+  }
+  require(masks > 0,
+          text("there is nothing to fill: no sequence holds the mask token ", info_.mask_token_id,
+               "; pass gen_length, or put masks where text is "
+               "wanted"));
+}
+
+bool Loop::unfinished() const {
+  return std::any_of(canvases_.begin(), canvases_.end(),
+                     [](const Canvas& c) { return !c.schedule.done(); });
+}
+
+GenerateResult Loop::run() {
+  GenerateResult result;
+  const auto start = Clock::now();
+  for (int64_t number = 0; unfinished(); ++number) {
+    result.trace.push_back(step(number, number ? &result.trace.back() : nullptr));
+    result.forward_rows += result.trace.back().forward_rows;
+    result.backward_rows += result.trace.back().backward_rows;
+    result.head_rows += result.trace.back().head_rows;
+    if (options_.callback && !options_.callback(result.trace.back(), tokens())) {
+      result.finished = !unfinished();
+      break;
+    }
+  }
+  result.tokens = tokens();
+  result.forward_equivalents =
+      static_cast<double>(result.forward_rows + result.backward_rows) / rows_;
+  result.seconds = seconds_since(start);
+  return result;
+}
+
+std::vector<at::Tensor> Loop::tokens() const {
+  std::vector<at::Tensor> out;
+  for (const Canvas& c : canvases_) out.push_back(to_tensor(c.tokens));
+  return out;
+}
+
+StepRecord Loop::step(int64_t number, StepRecord* before) {
+  const auto start = Clock::now();
+  Step now;
+  now.record.step = number;
+  now.record.steps = steps_;
+  for (Canvas& c : canvases_) {
+    now.record.masked.push_back(c.schedule.masked());
+    now.record.eligible.push_back(0);
+    now.record.predicted_fall.push_back(kNan);
+    now.record.realised_fall.push_back(kNan);
+    if (!c.schedule.done()) now.live.push_back(&c);
+  }
+  now.layout = lay_out(now.live, info_, policy_->wants_waiting());
+  const auto& cu = now.layout.eligible.cu_rows;
+  for (size_t b = 0; b < now.live.size(); ++b) {
+    now.record.eligible[now.live[b]->place] = cu[b + 1] - cu[b];
+  }
+  look(now);
+  if (before) realise(now, *before);
+  write(now, decide(now));
+  now.record.seconds = seconds_since(start);
+  return std::move(now.record);
+}
+
+void Loop::look(Step& now) {
+  std::vector<int64_t> steps;
+  for (const Canvas* c : now.live) steps.push_back(c->step);
+  const bool keep_context = options_.refresh_every != 1 || policy_->wants_context(steps);
+  const auto& cu = now.layout.eligible.cu_rows;
+  bool all = true;
+  for (size_t b = 0; b < now.live.size(); ++b) {
+    if (keep_context) now.live[b]->known.reset();
+    all = all && !now.live[b]->known && cu[b] < cu[b + 1];
+  }
+  if (all || (keep_context && cu.back() > 0)) {
+    look_at_all(now, keep_context);
+  } else {
+    look_at_new(now);
+  }
+  now.entropy = now.predicted.predictions.entropy.to(at::kCPU, at::kDouble);
+  check_finite(now.record, now.live, now.layout, now.entropy,
+               "the model's logits are NaN, or infinite at every token");
+}
+
+bool Loop::follow_context(const std::vector<Canvas*>& live) {
+  const int64_t every = options_.refresh_every;
+  if (every == 1 || !context_ || (every > 1 && since_full_ >= every)) return false;
+  std::vector<int64_t> rows;
+  size_t next = 0;
+  for (const Canvas* c : live) {
+    while (context_places_[next] != c->place) ++next;
+    for (int64_t i = context_cu_seqlens_[next]; i < context_cu_seqlens_[next + 1]; ++i) {
+      rows.push_back(i);
+    }
+  }
+  if (live.size() < context_places_.size()) context_->select(to_tensor(rows, info_.device));
+  return true;
+}
+
+void Loop::look_at_all(Step& now, bool keep_context) {
+  const Layout& layout = now.layout;
+  std::vector<char> is_waiting(layout.eligible.count(), 0);
+  const RowSet wanted = layout.waiting.count() > 0
+                            ? merged(layout.eligible, layout.waiting, &is_waiting)
+                            : layout.eligible;
+  PredictRequest request{layout.batch, wanted, nullptr, forbidden_, options_, {}, keep_context};
+  RowSet active;
+  if (keep_context && follow_context(now.live)) {
+    active = active_rows(now.live, layout.batch, wanted, info_);
+    request.active = &active;
+    request.context = context_.get();
+    request.keep_context = false;
+    ++since_full_;
+  } else {
+    context_.reset();
+    since_full_ = 1;
+  }
+  now.predicted = forward(now.live, request, now.record);
+  if (!request.active) context_ = std::move(now.predicted.context);
+  context_places_.clear();
+  for (Canvas* c : now.live) {
+    context_places_.push_back(c->place);
+    c->stale.clear();
+  }
+  context_cu_seqlens_ = layout.batch.cu_seqlens;
+
+  const Column entropy(now.predicted.predictions.entropy);
+  const at::Tensor rows = wanted.rows.to(at::kCPU);
+  now.seen.assign(rows.const_data_ptr<int64_t>(), rows.const_data_ptr<int64_t>() + rows.numel());
+  now.seen_entropy.assign(entropy.data(), entropy.data() + rows.numel());
+  if (layout.waiting.count() == 0) return;
+  std::vector<int64_t> first, second;
+  for (size_t i = 0; i < is_waiting.size(); ++i) {
+    (is_waiting[i] ? second : first).push_back(static_cast<int64_t>(i));
+  }
+  const at::Tensor own = to_tensor(first, info_.device);
+  Predictions& p = now.predicted.predictions;
+  now.waiting_entropy = p.entropy.index_select(0, to_tensor(second, info_.device));
+  const auto select = [&](const at::Tensor& t) { return t.index_select(0, own); };
+  p = {select(p.token), select(p.confidence), select(p.max_prob), select(p.margin),
+       select(p.entropy)};
+  now.predicted.features = select(now.predicted.features);
+}
+
+void Loop::look_at_new(Step& now) {
+  const auto& cu = now.layout.eligible.cu_rows;
+  std::vector<Canvas*> fresh;
+  for (size_t b = 0; b < now.live.size(); ++b) {
+    if (!now.live[b]->known && cu[b] < cu[b + 1]) fresh.push_back(now.live[b]);
+  }
+  const Layout layout = lay_out(fresh, info_, false);
+  Predicted seen;
+  if (!fresh.empty()) {
+    seen = forward(fresh, {layout.batch, layout.eligible, nullptr, forbidden_, options_, {}},
+                   now.record);
+  }
+  std::vector<Predictions> parts;
+  std::vector<at::Tensor> features;
+  for (size_t b = 0, next = 0; b < now.live.size(); ++b) {
+    if (now.live[b]->known) {
+      parts.push_back(now.live[b]->known->predictions);
+      features.push_back(now.live[b]->known->features);
+    } else if (cu[b] < cu[b + 1]) {
+      const int64_t from = layout.eligible.cu_rows[next++];
+      parts.push_back(narrow(seen.predictions, from, cu[b + 1] - cu[b]));
+      features.push_back(seen.features.narrow(0, from, cu[b + 1] - cu[b]));
+    }
+  }
+  if (parts.empty()) {  // every sequence waits for its steps to end
+    const at::Tensor none = at::empty({0}, at::TensorOptions(info_.device).dtype(at::kFloat));
+    now.predicted.predictions = {none.to(at::kLong), none, none, none, none};
+    now.predicted.features = none.view({0, 1});
+  } else {
+    now.predicted.predictions = joined(parts);
+    now.predicted.features = at::cat(features);
+  }
+}
+
+Predicted Loop::forward(const std::vector<Canvas*>& canvases, PredictRequest request,
+                        StepRecord& record) const {
+  const PackedBatch& batch = request.batch;
+  const int64_t n = request.rows.count();
+  const int64_t passes = options_.cfg_scale > 0 ? 2 : 1;
+  PackedBatch unguided;
+  if (options_.cfg_scale > 0) {
+    std::vector<const HostTokens*> without;
+    for (const Canvas* c : canvases) without.push_back(&c->unguided);
+    unguided = pack(without, info_.device);
+    request.unguided = &unguided;
+  }
+  if (options_.temperature > 0) {
+    at::Tensor uniforms = at::empty({n}, at::kDouble);
+    double* out = uniforms.data_ptr<double>();
+    const at::Tensor rows = request.rows.rows.to(at::kCPU);
+    const int64_t* row = rows.const_data_ptr<int64_t>();
+    for (size_t b = 0; b < canvases.size(); ++b) {
+      for (int64_t i = request.rows.cu_rows[b]; i < request.rows.cu_rows[b + 1]; ++i) {
+        out[i] = counter_uniform(options_.seed, Stream::token, canvases[b]->id,
+                                 row[i] - batch.cu_seqlens[b], canvases[b]->step);
+      }
+    }
+    request.uniforms = uniforms.to(info_.device);
+  }
+  const auto start = Clock::now();
+  Predicted predicted = predict(model_, request);
+  record.model_seconds += seconds_since(start);
+  record.forward_rows += request.active ? request.active->count() : passes * batch.rows();
+  record.head_rows += passes * n;
+  return predicted;
+}
+
+std::vector<Predictions> Loop::look_ahead(Step& now, const std::vector<Ahead>& wanted) const {
+  if (wanted.empty()) return {};
+  const auto& cu = now.layout.eligible.cu_rows;
+  const at::Tensor token = now.predicted.predictions.token.to(at::kCPU);
+  std::vector<Canvas> ahead;
+  ahead.reserve(wanted.size());
+  std::vector<Canvas*> pointers;
+  std::vector<std::vector<int64_t>> positions;
+  for (const Ahead& a : wanted) {
+    const size_t b = a.sequence;
+    const bool known = b < now.live.size() && !a.reveal.empty() &&
+                       std::is_sorted(a.reveal.begin(), a.reveal.end()) &&
+                       a.reveal.front() >= cu[b] && a.reveal.back() < cu[b + 1];
+    if (!known || static_cast<int64_t>(a.reveal.size()) >= cu[b + 1] - cu[b]) {
+      refuse("policy ", policy_->name(), " looked ahead at rows that it may not reveal, or at all",
+             " of them; name some eligible rows of one sequence in order");
+    }
+    ahead.push_back(*now.live[b]);
+    Canvas& c = ahead.back();
+    positions.emplace_back();
+    for (const int64_t row : a.reveal) {
+      c.write(now.layout.positions[row], token.const_data_ptr<int64_t>()[row]);
+      positions.back().push_back(now.layout.positions[row]);
+    }
+    c.schedule.advance(static_cast<int64_t>(a.reveal.size()));
+    ++c.step;
+    pointers.push_back(&c);
+  }
+  const Layout layout = lay_out(pointers, info_, false);
+  const Predicted seen = forward(
+      pointers, {layout.batch, layout.eligible, nullptr, forbidden_, options_, {}}, now.record);
+  check_finite(now.record, pointers, layout, seen.predictions.entropy.to(at::kCPU, at::kDouble),
+               "looking ahead, the model's logits are NaN, or infinite at every token");
+  std::vector<Predictions> result;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const int64_t from = layout.eligible.cu_rows[i];
+    const int64_t count = layout.eligible.cu_rows[i + 1] - from;
+    result.push_back(narrow(seen.predictions, from, count));
+    now.live[wanted[i].sequence]->foreseen.push_back(
+        {std::move(positions[i]), result.back(), seen.features.narrow(0, from, count)});
+  }
+  return result;
+}
+
+Decision Loop::decide(Step& now) const {
+  const int64_t n = now.layout.eligible.count();
+  std::vector<int64_t> place, sequence, steps, total, block_step, block_steps, first, quota;
+  std::vector<int64_t> revealed, cu_revealed{0};
+  std::vector<double> confidence;
+  for (size_t b = 0; b < now.live.size(); ++b) {
+    const Canvas& c = *now.live[b];
+    place.push_back(static_cast<int64_t>(c.place));
+    sequence.push_back(c.id);
+    steps.push_back(c.step);
+    total.push_back(c.schedule.total_steps());
+    block_step.push_back(c.schedule.block_step());
+    block_steps.push_back(c.schedule.block_steps());
+    first.push_back(c.schedule.start());
+    quota.push_back(c.schedule.quota());
+    for (int64_t i = c.schedule.begin(); pace_ == Pace::timed && i < c.schedule.end(); ++i) {
+      if (std::isnan(c.confidence[i])) continue;
+      revealed.push_back(now.layout.batch.cu_seqlens[b] + i);
+      confidence.push_back(c.confidence[i]);
+    }
+    cu_revealed.push_back(static_cast<int64_t>(revealed.size()));
+  }
+  const RowSet revealed_rows = row_set(std::move(revealed), std::move(cu_revealed), info_.device);
+  const at::Tensor revealed_confidence = at::tensor(confidence, at::kDouble);
+  const std::function<std::vector<Predictions>(const std::vector<Ahead>&)> look_ahead =
+      [&](const std::vector<Ahead>& wanted) { return this->look_ahead(now, wanted); };
+  const StepContext context{model_,
+                            now.layout.batch,
+                            now.layout.eligible,
+                            now.predicted.predictions,
+                            now.predicted.features,
+                            forbidden_,
+                            now.layout.waiting,
+                            now.waiting_entropy,
+                            context_.get(),
+                            state_.get(),
+                            revealed_rows,
+                            revealed_confidence,
+                            place,
+                            sequence,
+                            steps,
+                            total,
+                            block_step,
+                            block_steps,
+                            first,
+                            quota,
+                            options_.seed,
+                            options_.poll,
+                            look_ahead};
+  const auto start = Clock::now();
+  const double before = now.record.model_seconds;
+  Decision decision = policy_->decide(context);
+  // A policy that computes gradients spends its time in the model.
+  if (decision.forward_rows > 0) now.record.model_seconds = before + seconds_since(start);
+  decision.score = decision.score.to(at::kCPU, at::kDouble).contiguous();
+  require(decision.score.dim() == 1 && decision.score.size(0) == n,
+          text("policy ", policy_->name(), " gave scores of shape ", decision.score.sizes(),
+               " for ", n, " eligible rows"));
+  check_finite(now.record, now.live, now.layout, decision.score, "the policy's score is NaN");
+  const size_t counts = pace_ == Pace::quota ? 0 : now.live.size();
+  require(decision.count.size() == counts,
+          text("policy ", policy_->name(), " gave ", decision.count.size(), " counts for ", counts,
+               " sequences of its pace"));
+  now.record.forward_rows += decision.forward_rows;
+  now.record.backward_rows += decision.backward_rows;
+  now.record.head_rows += decision.head_rows;
+  now.record.scored = n;
+  if (decision.influence.defined()) {
+    decision.influence = decision.influence.to(at::kCPU, at::kDouble).contiguous();
+    now.record.scored = decision.influence.isnan().logical_not().sum().item<int64_t>();
+  }
+  return decision;
+}
+
+void Loop::realise(const Step& now, StepRecord& before) const {
+  const auto& cu = now.layout.batch.cu_seqlens;
+  for (size_t b = 0; b < now.live.size(); ++b) {
+    const Expectation& expected = now.live[b]->expected;
+    double fall = 0;
+    int64_t found = 0;
+    for (size_t i = 0; i < expected.positions.size(); ++i) {
+      const double entropy = entropy_at(now, cu[b] + expected.positions[i]);
+      if (std::isnan(entropy)) continue;
+      fall += expected.entropy[i] - entropy;
+      ++found;
+    }
+    if (found > 0) before.realised_fall[now.live[b]->place] = fall;
+  }
+}
+
+double Loop::entropy_at(const Step& now, int64_t row) {
+  const auto at = std::lower_bound(now.seen.begin(), now.seen.end(), row);
+  return at == now.seen.end() || *at != row ? kNan : now.seen_entropy[at - now.seen.begin()];
+}
+
+void Loop::check_finite(const StepRecord& record, const std::vector<Canvas*>& canvases,
+                        const Layout& layout, const at::Tensor& values, const char* what) const {
+  const double* v = values.const_data_ptr<double>();
+  const auto bad = std::find_if(v, v + values.numel(), [](double x) { return std::isnan(x); });
+  if (bad == v + values.numel()) return;
+  const int64_t i = bad - v;
+  const auto& cu = layout.eligible.cu_rows;
+  const size_t b = std::upper_bound(cu.begin(), cu.end(), i) - cu.begin() - 1;
+  throw NumericsError(text("step ", record.step, ", sequence ", canvases[b]->place, ", position ",
+                           layout.positions[i], ": ", what,
+                           "; check the checkpoint and try dtype float32"));
+}
+
+std::vector<int64_t> Loop::mask_again(Step& now, const std::vector<int64_t>& rows) const {
+  std::vector<int64_t> again(now.live.size(), 0), sequence, position;
+  const auto& cu = now.layout.batch.cu_seqlens;
+  int64_t previous = -1;
+  for (const int64_t row : rows) {
+    const auto at = std::upper_bound(cu.begin(), cu.end(), row);
+    const bool inside = row > previous && row >= 0 && at != cu.end();
+    const size_t b = inside ? at - cu.begin() - 1 : 0;
+    Canvas& c = *now.live[b];
+    const int64_t i = row - cu[b];
+    const bool allowed = inside && pace_ == Pace::timed && !c.schedule.last_of_block() &&
+                         i >= c.schedule.begin() && i < c.schedule.end() &&
+                         !std::isnan(c.confidence[i]);
+    if (!allowed) {
+      refuse(
+          "policy ", policy_->name(), " masks row ", row, " again, which it may not: name rows ",
+          "that earlier steps of the block revealed, in order, under Pace::timed and not in the ",
+          "last step of a block");
+    }
+    previous = row;
+    c.write(i, info_.mask_token_id);
+    c.confidence[i] = kNan;
+    ++again[b];
+    sequence.push_back(static_cast<int64_t>(c.place));
+    position.push_back(i);
+  }
+  now.record.remasked_sequence = to_tensor(sequence);
+  now.record.remasked_position = to_tensor(position);
+  return again;
+}
+
+int64_t Loop::count_of(const Step& now, const Decision& decision, size_t b) const {
+  const auto& cu = now.layout.eligible.cu_rows;
+  const Schedule& schedule = now.live[b]->schedule;
+  const int64_t all = cu[b + 1] - cu[b];
+  if (pace_ == Pace::quota) return schedule.quota();
+  if (pace_ == Pace::timed && schedule.last_of_block()) return all;
+  const int64_t count = decision.count[b];
+  const int64_t least = pace_ == Pace::adaptive ? 1 : 0;
+  if (count < least || count > all) {
+    refuse("policy ", policy_->name(), " reveals ", count, " rows of a sequence; ", least, " to ",
+           all, " are possible");
+  }
+  return count;
+}
+
+void Loop::write(Step& now, const Decision& decision) {
+  const at::Tensor tokens = now.predicted.predictions.token.to(at::kCPU);
+  const at::Tensor confidences =
+      now.predicted.predictions.confidence.to(at::kCPU, at::kDouble).contiguous();
+  const int64_t* token = tokens.const_data_ptr<int64_t>();
+  const double* score = decision.score.const_data_ptr<double>();
+  const double* confidence = confidences.const_data_ptr<double>();
+  const double* influence =
+      decision.influence.defined() ? decision.influence.const_data_ptr<double>() : nullptr;
+  const auto& cu = now.layout.eligible.cu_rows;
+  const std::vector<int64_t>& positions = now.layout.positions;
+  const auto ends_text = [&](int64_t row) {
+    const auto& eos = info_.eos_token_ids;
+    return options_.confidence_eos_eot_inf &&
+           std::find(eos.begin(), eos.end(), token[row]) != eos.end();
+  };
+  const std::vector<int64_t> again = mask_again(now, decision.remask);
+  StepRecord& record = now.record;
+  std::vector<int64_t> chosen, sequence, position, by_confidence;
+  for (size_t b = 0; b < now.live.size(); ++b) {
+    Canvas& canvas = *now.live[b];
+    std::vector<int64_t> order(cu[b + 1] - cu[b]);
+    std::iota(order.begin(), order.end(), cu[b]);
+    const auto better = [&](int64_t x, int64_t y) {
+      const bool x_last = ends_text(x), y_last = ends_text(y);
+      if (x_last != y_last) return y_last;
+      return score[x] > score[y] || (score[x] == score[y] && x < y);
+    };
+    const int64_t count = count_of(now, decision, b);
+    std::partial_sort(order.begin(), order.begin() + count, order.end(), better);
+    order.resize(count);
+    std::sort(order.begin(), order.end());
+    const std::vector<int64_t> confident = largest(confidence, cu[b], cu[b + 1], count);
+    canvas.expected = {};
+    double predicted = 0;
+    bool steered = false;
+    std::vector<int64_t> written;
+    for (const int64_t row : order) {
+      by_confidence.push_back(std::binary_search(confident.begin(), confident.end(), row));
+      if (influence && !std::isnan(influence[row])) {
+        predicted += influence[row];
+        steered = true;
+      }
+      canvas.write(positions[row], token[row]);
+      canvas.confidence[positions[row]] = confidence[row];
+      written.push_back(positions[row]);
+      chosen.push_back(row);
+      sequence.push_back(static_cast<int64_t>(canvas.place));
+      position.push_back(positions[row]);
+    }
+    if (steered) {
+      record.predicted_fall[canvas.place] = predicted;
+      const auto& cu_seqlens = now.layout.batch.cu_seqlens;
+      for (const int64_t row : decision.probes) {
+        if (row < cu_seqlens[b] || row >= cu_seqlens[b + 1]) continue;
+        canvas.expected.positions.push_back(row - cu_seqlens[b]);
+        canvas.expected.entropy.push_back(entropy_at(now, row));
+      }
+    }
+    canvas.stale.insert(canvas.stale.end(), written.begin(), written.end());
+    canvas.schedule.advance(count, again[b]);
+    ++canvas.step;
+    canvas.known.reset();
+    const auto same = std::find_if(canvas.foreseen.begin(), canvas.foreseen.end(),
+                                   [&](const Foreseen& f) { return f.positions == written; });
+    if (same != canvas.foreseen.end() && again[b] == 0) canvas.known = std::move(*same);
+    canvas.foreseen.clear();
+  }
+  const at::Tensor rows = to_tensor(chosen);
+  record.sequence = to_tensor(sequence);
+  record.position = to_tensor(position);
+  record.token = tokens.index_select(0, rows);
+  record.confidence = confidences.index_select(0, rows);
+  record.entropy = now.entropy.index_select(0, rows);
+  record.score = decision.score.index_select(0, rows);
+  record.influence =
+      influence ? decision.influence.index_select(0, rows) : at::full_like(record.score, kNan);
+  record.by_confidence = to_tensor(by_confidence).to(at::kBool);
+}
+
+}  // namespace tabes

@@ -1,0 +1,79 @@
+// The steps of a decode: look, decide, write, record.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "decode/canvas.h"
+#include "decode/predict.h"
+#include "tabes/generate.h"
+
+namespace tabes {
+
+class Loop {
+ public:
+  // Throws InputError for what generate() refuses.
+  Loop(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+       const GenerateOptions& options);
+  GenerateResult run();
+
+ private:
+  // One step of every unfinished sequence, and what it has before it is decided.
+  struct Step {
+    StepRecord record;
+    std::vector<Canvas*> live;
+    Layout layout;
+    Predicted predicted;
+    at::Tensor waiting_entropy;
+    at::Tensor entropy;  // [n] float64 on the CPU, finite
+    // All rows that were looked at, the waiting ones among them, and their entropies.
+    std::vector<int64_t> seen;
+    std::vector<double> seen_entropy;
+  };
+
+  StepRecord step(int64_t number, StepRecord* before);
+  // Predictions at the eligible rows; looks at the model only where they are not known already.
+  void look(Step& step);
+  // Looks at all live sequences in one pass, which keeps a context or is frozen in the one kept.
+  void look_at_all(Step& step, bool keep_context);
+  // Looks at the live sequences of which nothing is known yet.
+  void look_at_new(Step& step);
+  // Makes the context kept that of these sequences; false: there is none, or it is to be renewed.
+  bool follow_context(const std::vector<Canvas*>& live);
+  // Completes a request for the rows it names and runs it.
+  Predicted forward(const std::vector<Canvas*>& canvases, PredictRequest request,
+                    StepRecord& record) const;
+  std::vector<Predictions> look_ahead(Step& step, const std::vector<Ahead>& wanted) const;
+  Decision decide(Step& step) const;
+  // Completes the record of the step before with what has become of its probes.
+  void realise(const Step& step, StepRecord& before) const;
+  // Entropy of a row that was looked at, NaN of another.
+  static double entropy_at(const Step& step, int64_t row);
+  // Writes the best rows and records them; masks others again.
+  void write(Step& step, const Decision& decision);
+  // How many rows of live sequence b the decision reveals.
+  int64_t count_of(const Step& step, const Decision& decision, size_t b) const;
+  // Masks rows again and says how many of each live sequence.
+  std::vector<int64_t> mask_again(Step& step, const std::vector<int64_t>& rows) const;
+  void check_finite(const StepRecord& record, const std::vector<Canvas*>& canvases,
+                    const Layout& layout, const at::Tensor& values, const char* what) const;
+  std::vector<at::Tensor> tokens() const;
+  bool unfinished() const;
+
+  const Denoiser& model_;
+  const ModelInfo& info_;
+  const GenerateOptions& options_;
+  std::shared_ptr<const Policy> policy_;
+  Pace pace_;
+  std::unique_ptr<PolicyState> state_;
+  at::Tensor forbidden_;
+  std::vector<Canvas> canvases_;
+  std::unique_ptr<Context> context_;         // of the last pass
+  std::vector<size_t> context_places_;       // the sequences it is of
+  std::vector<int64_t> context_cu_seqlens_;  // and their offsets
+  int64_t since_full_ = 0;                   // passes since the last full one, which counts
+  int64_t rows_ = 0;
+  int64_t steps_ = 0;  // of the longest sequence
+};
+
+}  // namespace tabes

@@ -1,0 +1,93 @@
+// Policies that reveal as many rows as they trust.
+#include <algorithm>
+#include <numeric>
+
+#include "policies/kinds.h"
+
+namespace tabes {
+namespace {
+
+// Reveals, in each sequence, a leading part of the rows in one order; `take` says how long it is.
+class Prefix : public Policy {
+ public:
+  Pace pace() const override { return Pace::adaptive; }
+
+  Decision decide(const StepContext& context) const override {
+    const Column score(order(context.predictions));
+    Decision decision(score.held);
+    const auto& cu = context.eligible.cu_rows;
+    for (size_t b = 0; b + 1 < cu.size(); ++b) {
+      std::vector<double> sorted(score.data() + cu[b], score.data() + cu[b + 1]);
+      std::sort(sorted.begin(), sorted.end(), std::greater<>());
+      decision.count.push_back(std::max<int64_t>(1, take(sorted)));
+    }
+    return decision;
+  }
+
+ private:
+  virtual at::Tensor order(const Predictions& predictions) const = 0;
+  // How many of the scores, which fall, are taken.
+  virtual int64_t take(const std::vector<double>& scores) const = 0;
+};
+
+class Threshold final : public Prefix {
+ public:
+  explicit Threshold(double tau) : tau_(tau) {}
+  std::string name() const override { return "threshold"; }
+
+ private:
+  at::Tensor order(const Predictions& p) const override { return p.confidence; }
+  int64_t take(const std::vector<double>& c) const override {
+    return std::count_if(c.begin(), c.end(), [&](double x) { return x >= tau_; });
+  }
+  double tau_;
+};
+
+class Factor final : public Prefix {
+ public:
+  explicit Factor(double f) : f_(f) {}
+  std::string name() const override { return "factor"; }
+
+ private:
+  at::Tensor order(const Predictions& p) const override { return p.confidence; }
+  int64_t take(const std::vector<double>& c) const override {
+    size_t n = 1;
+    while (n < c.size() && c[n] >= 1.0 - f_ / static_cast<double>(n + 2)) ++n;
+    return static_cast<int64_t>(n);
+  }
+  double f_;
+};
+
+class EntropyBound final : public Prefix {
+ public:
+  explicit EntropyBound(double gamma) : gamma_(gamma) {}
+  std::string name() const override { return "entropy_bound"; }
+
+ private:
+  at::Tensor order(const Predictions& p) const override { return p.entropy.neg(); }
+  int64_t take(const std::vector<double>& negative) const override {
+    // The largest of the first k entropies is the k-th: what must fit the bound is the sum of
+    // those before it.
+    double before = 0;
+    size_t k = 0;
+    while (k < negative.size() && before <= gamma_) before -= negative[k++];
+    return static_cast<int64_t>(k);
+  }
+  double gamma_;
+};
+
+}  // namespace
+
+std::shared_ptr<const Policy> make_threshold(const Settings& s) {
+  return std::make_shared<const Threshold>(s["tau"]);
+}
+
+std::shared_ptr<const Policy> make_factor(const Settings& s) {
+  return std::make_shared<const Factor>(s["f"]);
+}
+
+std::shared_ptr<const Policy> make_entropy_bound(const Settings& s) {
+  return std::make_shared<const EntropyBound>(s["gamma"]);
+}
+
+}  // namespace tabes

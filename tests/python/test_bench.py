@@ -53,8 +53,8 @@ TINY: dict[str, Any] = {
         "examples": 4,
         "variants": {
             "no TIS": {"policy": "boe_no_tis"},
-            "alpha 1": {"options": {"alpha": 1.0}},
-            "as it is": {"options": {"gamma": tabes.BoE().gamma}},
+            "alpha 1": {"alpha": 1.0},
+            "as it is": {"gamma": tabes.BoE().gamma},
         },
     },
 }
@@ -168,6 +168,26 @@ def test_policies_of_settings() -> None:
     assert effective(Spec("boe", {})) == effective(Spec("boe", {"alpha": tabes.BoE().alpha}))
     assert effective(Spec("boe", {})) != effective(Spec("boe", {"alpha": 1.0}))
     assert effective(Spec("boe", {})) != effective(Spec(NO_TIS, {}))
+
+
+def test_options_that_are_not_the_policy_s() -> None:
+    base = Spec("remdm_cap", {"eta": 0.1}, steps=4)
+    changed = base.changed({"policy": "remdm_rescale", "refresh_every": 3, "eta": 0.2})
+    assert changed == Spec("remdm_rescale", {"eta": 0.2}, steps=4, refresh_every=3)
+    assert changed.key != base.key
+    assert effective(Spec("boe", refresh_every=2)) != effective(Spec("boe"))
+
+
+def test_an_entropy_budget_without_influence(demo_model: tabes.Model) -> None:
+    """Nothing but the confidence orders, and as many are revealed as the budget allows."""
+    canvas = "C" + "[MASK]" * 11
+    policy = policy_from(Spec(NO_TIS, {"anti_collapse": 0.0, "entropy_budget": 1.0}))
+    output = tabes.generate(demo_model, canvas, policy=policy)
+    assert sum(len(record.position) for record in output.trace) == 11
+    assert 1 < len(output.trace) < 11
+    for record in output.trace:
+        spent = record.entropy.tolist()
+        assert sum(spent) - max(spent) <= 1.0 + 1e-6
 
 
 def test_without_influence_nothing_is_left_but_confidence(demo_model: tabes.Model) -> None:

@@ -25,7 +25,7 @@ def label_of(method: Method, spec: Spec) -> str:
     """What tells the points of a method apart."""
     if method.varied == "steps":
         return f"{spec.steps} steps"
-    value = spec.options[method.varied]
+    value = {**spec.options, "refresh_every": spec.refresh_every}[method.varied]
     return f"{method.varied} {value:g}" if isinstance(value, float) else f"{method.varied} {value}"
 
 
@@ -64,7 +64,7 @@ def analyse(campaign: Campaign, task: TaskPlan) -> dict[str, Any]:
         ],
         "comparisons": {
             cost: {
-                metric: [_against(frontiers, name, metric, cost) for name in ours]
+                metric: [_against(frontiers, name, ours, metric, cost) for name in ours]
                 for metric in about.metrics
             }
             for cost in COSTS
@@ -135,14 +135,14 @@ def _points(frontier: Frontier, metric: str, cost: str) -> list[Point]:
 
 
 def _against(
-    frontiers: Mapping[str, Frontier], name: str, metric: str, cost: str
+    frontiers: Mapping[str, Frontier], name: str, own: Sequence[str], metric: str, cost: str
 ) -> dict[str, Any]:
-    """One of our methods against every other, point by point and over all points."""
+    """One of our own methods against all that are not, point by point and over all points."""
     ours = _points(frontiers[name], metric, cost)
     rivals = {
         rival: _points(frontier, metric, cost)
         for rival, frontier in frontiers.items()
-        if rival != name
+        if rival not in own
     }
     rows = []
     for point in ours:

@@ -13,7 +13,7 @@ from tabes.bench.plan import Ablation, Method, Plan, TaskPlan, thinned
 from tabes.bench.pool import run_units
 from tabes.bench.prepare import Setup, all_examples
 from tabes.bench.progress import Watch
-from tabes.bench.spec import Spec, available, effective, policy_from
+from tabes.bench.spec import NO_TIS, Spec, available, effective, policy_from
 from tabes.bench.statistics import gain
 from tabes.bench.store import Cell, Store, Unit
 from tabes.bench.suite import TASKS
@@ -132,17 +132,13 @@ class Campaign:
     def ablation_specs(self, task: TaskPlan, ablation: Ablation) -> dict[tuple[str, int], Spec]:
         """By label and steps; the label of the whole method is empty."""
         method = task.method(ablation.method)
-        base = {**method.options, **self.options(task, method)}
+        whole = method.specs(self.options(task, method), task)[0]
         found = {}
         for steps in ablation.steps:
-            common = Spec(method.policy, base, steps, task.block_length, task.temperature)
+            common = replace(whole, steps=steps)
             found["", steps] = common
             for variant in ablation.variants:
-                changed = replace(
-                    common,
-                    policy=variant.policy or method.policy,
-                    options={**base, **variant.options},
-                )
+                changed = common.changed(variant.options)
                 # What changes nothing need not be run again.
                 same = effective(changed) == effective(common)
                 found[variant.label, steps] = common if same else changed
@@ -166,7 +162,7 @@ def _only_available(task: TaskPlan) -> TaskPlan:
         if all(m.name != ablation.method for m in methods):
             ablation = None
         else:
-            kept = tuple(v for v in ablation.variants if v.policy is None or available(v.policy))
+            kept = tuple(v for v in ablation.variants if available(v.options.get("policy", NO_TIS)))
             ablation = replace(ablation, variants=kept)
     return replace(task, methods=methods, ablation=ablation)
 
@@ -182,10 +178,10 @@ def _check_options(task: TaskPlan) -> None:
                     raise InputError(f"{task.task}, method {method.name}: {error}") from None
     if task.ablation is None:
         return
+    whole = task.method(task.ablation.method).specs({}, task)[0]
     for variant in task.ablation.variants:
-        policy = variant.policy or task.method(task.ablation.method).policy
         try:
-            policy_from(Spec(policy, variant.options))
+            policy_from(whole.changed(variant.options))
         except InputError as error:
             raise InputError(f"{task.task}, ablation {variant.label}: {error}") from None
 

@@ -19,7 +19,7 @@ class Result:
     what it cost.
 
     Attributes:
-        forward_equivalents: mean over sequences of (forward + backward rows) / length.
+        forward_equivalents: all forward and backward rows over all tokens.
         plain_equivalents: seconds in plain confidence steps of the same sequences, timed in the
             same process.
         cpu_equivalents: the same in processor time.
@@ -83,7 +83,7 @@ def collect(
             )
             for metric in metrics
         },
-        forward_equivalents=float(((forward + backward) / length).mean()),
+        forward_equivalents=float((forward + backward).sum() / length.sum()),
         plain_equivalents=seconds / sum(row["plain_step_seconds"] for row in rows),
         cpu_equivalents=sum(row["cpu_seconds"] for row in rows)
         / sum(row["plain_step_cpu_seconds"] for row in rows),

@@ -47,12 +47,13 @@ def _spread(total: float, weights: Sequence[float]) -> list[float]:
     return [total * w / whole if whole else 0.0 for w in weights]
 
 
-def shares(trace: Sequence[StepRecord], lengths: Sequence[int]) -> Shares:
-    """What each of the sequences had of a run's rows."""
+def shares(trace: Sequence[StepRecord], lengths: Sequence[int], every_step: bool = False) -> Shares:
+    """What each of the sequences had of a run's rows; `every_step`: also of steps in which nothing
+    of theirs was masked, as with policies that mask again."""
     zeros = [0.0] * len(lengths)
     forward, backward, head, steps = zeros.copy(), zeros.copy(), zeros.copy(), [0] * len(lengths)
     for record in trace:
-        masked = record.masked
+        masked = [max(m, every_step) for m in record.masked]
         live = [float(length if m else 0) for length, m in zip(lengths, masked, strict=True)]
         steered = [
             length if math.isfinite(fall) else 0.0
@@ -142,6 +143,7 @@ def run_slice(
             steps=max(lengths) if spec.steps is None else spec.steps,
             policy=policy,
             block_length=spec.block_length,
+            refresh_every=spec.refresh_every,
             temperature=spec.temperature,
             seed=seed,
             # A draw belongs to the example, whatever batch it is in and whoever decodes it.
@@ -150,7 +152,7 @@ def run_slice(
         seconds += output.seconds
         cpu += time.process_time() - between
         reference_cpu += between - started
-        rows = shares(output.trace, lengths)
+        rows = shares(output.trace, lengths, policy.pace() == "timed")
         found["forward_rows"] += rows.forward
         found["backward_rows"] += rows.backward
         found["head_rows"] += rows.head

@@ -27,19 +27,17 @@ class Method:
 
     def specs(self, chosen: Mapping[str, Any], task: TaskPlan) -> list[Spec]:
         """The points of its frontier."""
-        options = {**self.options, **chosen}
         base = Spec(
-            self.policy, options, block_length=task.block_length, temperature=task.temperature
-        )
+            self.policy, {}, block_length=task.block_length, temperature=task.temperature
+        ).changed({**self.options, **chosen})
         if self.varied == "steps":
             return [replace(base, steps=n) for n in self.values]
-        return [replace(base, options={**options, self.varied: v}) for v in self.values]
+        return [base.changed({self.varied: value}) for value in self.values]
 
 
 @dataclass(frozen=True)
 class Variant:
     label: str
-    policy: str | None
     options: Mapping[str, Any]
 
 

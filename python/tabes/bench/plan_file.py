@@ -13,7 +13,9 @@
                  ``seeds``, ``ablation``, and ``methods`` {name: settings that differ here, or null
                  to leave it out}
 ``ablation``     ``method``, ``steps`` (at which it is taken apart), ``examples``, and
-                 ``variants`` {label: {"options": {...}} or {"policy": name}}
+                 ``variants`` {label: {options that differ}}
+                 Among options, "policy" names another policy and "refresh_every" is that of
+                 `tabes.generate`
 ``baseline``     the method whose frontier others are measured from when options are chosen
 ===============  ==================================================================================
 """
@@ -192,8 +194,9 @@ def _ablation(
         return None
     variants = []
     for label, entry in given["variants"].items():
-        _check(entry, {"policy": str, "options": dict}, f"{where}: variants: {label}")
-        variants.append(Variant(label, entry.get("policy"), entry.get("options", {})))
+        if not isinstance(entry, dict):
+            raise InputError(f"{where}: variants: {label}: give the options that differ")
+        variants.append(Variant(label, entry))
     return Ablation(
         given["method"],
         tuple(_positive(n, f"{where}: steps") for n in given["steps"]),

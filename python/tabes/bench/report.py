@@ -13,7 +13,7 @@ _METHOD_NOTE = """\
 How to read this. Quality is the mean over the test examples with its 95 % bootstrap interval (2,000
 resamples; where tokens are drawn at random, each example's outcomes are first averaged over seeds).
 *Forward-equivalents* are token rows through the model and its adjoint divided by the tokens of the
-sequence, averaged over sequences. *Time* is wall-clock time in plain confidence steps of the same
+sequences. *Time* is wall-clock time in plain confidence steps of the same
 sequences, timed in the same process right before each batch; *CPU time* is the same in processor
 time. Peak memory is of the process, model included.
 

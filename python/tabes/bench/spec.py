@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from tabes._core import BoE, InputError, Policy, StepContext, make_policy, policy_names
-from tabes.trace import BOE_SETTINGS
+from tabes._core import BoE, Decision, InputError, Policy, StepContext, policy_names
+from tabes.policies import BOE_SETTINGS, make_policy
 
 NO_TIS = "boe_no_tis"
 _BEHIND = 1e6  # puts rows behind every candidate, by confidence among themselves
@@ -25,7 +26,7 @@ class Spec:
         policy: a name of `tabes.policy_names()`, or "boe_no_tis" (see `WithoutInfluence`).
         options: of that policy.
         steps: None for policies that decide themselves how many they take.
-        block_length, temperature: as in `tabes.generate`.
+        block_length, temperature, refresh_every: as in `tabes.generate`.
     """
 
     policy: str
@@ -33,6 +34,14 @@ class Spec:
     steps: int | None = None
     block_length: int | None = None
     temperature: float = 0.0
+    refresh_every: int = 1
+
+    def changed(self, options: Mapping[str, Any]) -> Spec:
+        """With more options; "policy" and "refresh_every" among them are not the policy's own."""
+        own = {**self.options, **options}
+        policy = own.pop("policy", self.policy)
+        refresh = own.pop("refresh_every", self.refresh_every)
+        return replace(self, policy=policy, options=own, refresh_every=refresh)
 
     @property
     def key(self) -> str:
@@ -46,12 +55,14 @@ class Spec:
             "steps": self.steps,
             "block_length": self.block_length,
             "temperature": self.temperature,
+            "refresh_every": self.refresh_every,
         }
 
 
 class WithoutInfluence(Policy):
-    """BoE's score with nothing of the gradient in it: c**gamma less the anti-collapse penalty, for
-    as many candidates as BoE would take. What is lost against BoE is what the influence gives."""
+    """BoE's score with nothing of the gradient in it: the confidence's part less the anti-collapse
+    penalty, for as many candidates as BoE would take, at BoE's pace. What is lost against BoE is
+    what the influence gives."""
 
     def __init__(self, settings: BoE) -> None:
         super().__init__()
@@ -60,22 +71,41 @@ class WithoutInfluence(Policy):
     def name(self) -> str:
         return NO_TIS
 
-    def score(self, context: StepContext) -> torch.Tensor:
+    def pace(self) -> str:
+        return "adaptive" if self.settings.entropy_budget > 0 else "quota"
+
+    def decide(self, context: StepContext) -> Decision:
         s = self.settings
         confidence = context.predictions.confidence.double()
         entropy = context.predictions.entropy.double()
         scores = confidence - _BEHIND
-        offsets = context.cu_rows
-        for b, (first, last) in enumerate(itertools.pairwise(offsets)):
+        counts = []
+        for b, (first, last) in enumerate(itertools.pairwise(context.cu_rows)):
+            rows = slice(first, last)
+            by_confidence = confidence[rows].argsort(descending=True, stable=True)
+            reveals = context.quota[b]
+            if s.entropy_budget > 0:
+                reveals = _within(s.entropy_budget, entropy[rows][by_confidence])
             wanted = s.n_candidates
             if isinstance(wanted, str):
-                wanted = int(float(wanted.removesuffix("x")) * context.quota[b])
-            order = confidence[first:last].argsort(descending=True, stable=True)
-            chosen = first + order[: max(wanted, 0)]
-            left = 1 - context.step[b] / context.steps[b]
-            penalty = (s.h_max * left - entropy[chosen]).clamp_min(0) ** 2
-            scores[chosen] = confidence[chosen] ** s.gamma - s.anti_collapse * penalty
-        return scores
+                wanted = math.ceil(float(wanted.removesuffix("x")) * reveals)
+            chosen = first + by_confidence[:wanted]
+            floor = s.h_max * (1 - context.step[b] / context.steps[b])
+            penalty = (floor - entropy[chosen]).clamp_min(0) ** 2
+            part = confidence[chosen] ** s.gamma
+            if s.rule == "nats":
+                part = s.gamma * confidence[chosen].clamp_min(1e-300).log()
+            scores[chosen] = part - s.anti_collapse * penalty
+            if s.entropy_budget > 0:
+                by_score = scores[rows].argsort(descending=True, stable=True)
+                counts.append(_within(s.entropy_budget, entropy[rows][by_score]))
+        return Decision(scores, counts)
+
+
+def _within(budget: float, entropies: torch.Tensor) -> int:
+    """How many of the first have entropies that sum, but for the largest, to at most the budget."""
+    spent = entropies.cumsum(0) - entropies.cummax(0).values
+    return max(1, int((spent <= budget).long().cumprod(0).sum()))
 
 
 def available(policy: str) -> bool:
@@ -92,13 +122,7 @@ def policy_from(spec: Spec) -> Policy:
     try:
         if spec.policy == NO_TIS:
             return WithoutInfluence(BoE(**options))
-        if spec.policy == "boe":
-            return BoE(**options)
-        if spec.policy == "boe_paper" and options:
-            paper = BoE.paper()
-            return BoE(**{name: getattr(paper, name) for name in BOE_SETTINGS} | options)
-        factory: Callable[..., Policy] = make_policy
-        return factory(spec.policy, **options)
+        return make_policy(spec.policy, **options)
     except TypeError as error:
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())
         reason = str(error).splitlines()[0]
@@ -108,7 +132,7 @@ def policy_from(spec: Spec) -> Policy:
 def effective(spec: Spec) -> tuple[Any, ...]:
     """Equal for settings that decode alike, whether options are spelt out or left to defaults."""
     policy = policy_from(spec)
-    rest = (spec.policy, spec.steps, spec.block_length, spec.temperature)
+    rest = (spec.policy, spec.steps, spec.block_length, spec.temperature, spec.refresh_every)
     if isinstance(policy, WithoutInfluence):
         policy = policy.settings
     if not isinstance(policy, BoE):

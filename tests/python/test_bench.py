@@ -18,6 +18,7 @@ import pytest
 import tabes
 from tabes.bench import campaign as campaigns
 from tabes.bench import command, measure
+from tabes.bench.cells import collect
 from tabes.bench.chemistry import Infill, Molecules
 from tabes.bench.fidelities import half_way
 from tabes.bench.plan import thinned
@@ -292,6 +293,11 @@ def test_the_default_plan() -> None:
                         policy_from(spec)
     small = load_plan(None, ["molecules", "sudoku4"], small=True)
     assert [t.task for t in small.tasks] == ["sudoku4", "molecules"]
+    few = load_plan(None, None, small=False).capped(100)
+    assert {t.test for t in few.tasks} == {100}
+    assert all(m.examples <= 100 for t in few.tasks for m in t.methods)
+    oracle = few.tasks[2].method("oracle")
+    assert len(oracle.values) <= 2
     assert all(t.test <= 48 and len(m.values) <= 3 for t in small.tasks for m in t.methods)
 
 
@@ -368,6 +374,25 @@ def test_a_torn_line_is_run_again(tmp_path: Path) -> None:
     path.write_bytes(b"{}\n" + whole)
     with pytest.raises(tabes.InputError, match="line 1 is damaged"):
         Store(path)
+
+
+def test_slices_follow_on_one_another(tmp_path: Path) -> None:
+    """What is left of a run with fewer examples does not stand in the way of more."""
+    cell = Cell("molecules", "test", Spec("confidence", steps=4), 0)
+    store = Store(tmp_path / "slices.jsonl")
+    for first, number in ((0, 4), (4, 2), (4, 4), (12, 4)):
+        row: dict[str, Any] = dict.fromkeys(("forward_rows", "backward_rows", "head_rows"))
+        row = {name: [6.0] * number for name in (*row, "length", "steps")}
+        row |= {name: 1.0 for name in ("seconds", "plain_step_seconds", "cpu_seconds", "load")}
+        row |= {"plain_step_cpu_seconds": 0.5, "peak_mib": 9.0, "resident_mib": 8.0}
+        row |= {"outcomes": {"valid": [1.0] * number}, "texts": None}
+        store.add(Unit(cell, first, number), row)
+    found = collect(store, "molecules", "test", cell.spec, 1)
+    assert found is not None
+    assert found.examples == 8
+    assert (found.forward_equivalents, found.plain_equivalents) == (2.0, 1.0)
+    assert (found.cpu_equivalents, found.growth_mib) == (2.0, 1.0)
+    assert collect(store, "molecules", "tune", cell.spec, 1) is None
 
 
 def test_a_worker_that_fails_says_where(tmp_path: Path) -> None:
@@ -493,6 +518,7 @@ def test_an_interrupt_says_how_to_go_on(
         (["--model", "mooses=/tmp"], "NAME being one of"),
         (["--model", "moses=/no/such"], "holds no config.json"),
         (["--workers", "-1"], "--workers -1"),
+        (["--examples", "0"], "--examples 0"),
         (["--report-only"], "has no results to report"),
     ],
 )

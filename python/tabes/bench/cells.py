@@ -103,10 +103,11 @@ def collect(
 
 def _from_the_start(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The slices that follow on one another from the first example."""
+    # A run with fewer examples may have left a shorter slice where there is a whole one now.
+    by_first = {row["first"]: row for row in sorted(rows, key=lambda row: int(row["number"]))}
     whole: list[dict[str, Any]] = []
     at = 0
-    for row in rows:
-        if row["first"] == at:
-            whole.append(row)
-            at += row["number"]
+    while at in by_first:
+        whole.append(by_first[at])
+        at += by_first[at]["number"]
     return whole

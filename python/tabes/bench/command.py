@@ -40,6 +40,12 @@ def add_command(commands: Any) -> None:
     command.add_argument("--tasks", metavar="T[,T...]", help=f"only these of {', '.join(TASKS)}")
     command.add_argument("--plan", metavar="FILE", help="what to measure (the package's plan.json)")
     command.add_argument("--quick", action="store_true", help="few examples: does everything run?")
+    command.add_argument(
+        "--examples",
+        type=int,
+        metavar="N",
+        help="at most so many of every task (the plan's; --resume adds more later)",
+    )
     command.add_argument("--resume", action="store_true", help="go on with the results in DIR")
     command.add_argument(
         "--report-only", action="store_true", help="write the report of what DIR has, run nothing"
@@ -80,6 +86,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.tasks is not None:
         named = [name for name in arguments.tasks.split(",") if name]
     plan = load_plan(_path(arguments.plan), named, arguments.quick)
+    if arguments.examples is not None:
+        if arguments.examples < 1:
+            raise InputError(f"--examples {arguments.examples}: it must be at least 1")
+        plan = plan.capped(arguments.examples)
     lacking = {
         task.task: reason for task in plan.tasks if (reason := setup.missing(task.task)) is not None
     }

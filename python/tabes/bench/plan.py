@@ -74,6 +74,21 @@ class Plan:
         """The same for some of its tasks."""
         return replace(self, tasks=tuple(t for t in self.tasks if t.task in tasks))
 
+    def capped(self, most: int) -> Plan:
+        """The same with at most so many examples everywhere."""
+
+        def short(task: TaskPlan) -> TaskPlan:
+            ablation = task.ablation
+            return replace(
+                task,
+                tune=min(task.tune, most),
+                test=min(task.test, most),
+                methods=tuple(replace(m, examples=min(m.examples, most)) for m in task.methods),
+                ablation=ablation and replace(ablation, examples=min(ablation.examples, most)),
+            )
+
+        return replace(self, tasks=tuple(map(short, self.tasks)))
+
 
 def thinned(values: Sequence[Any], most: int) -> tuple[Any, ...]:
     """At most `most` of the values, the first and last among them, evenly spread."""

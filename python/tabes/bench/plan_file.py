@@ -6,8 +6,8 @@
 ``seeds``        how often everything is repeated where tokens are drawn at random
 ``methods``      by name: ``policy`` and ``options``; what traces its frontier: ``steps``, or
                  ``vary`` {option: [values]}; ``per_step``: its forward passes a step, by which a
-                 task's steps are divided; ``tune``: a list of options to choose from;
-                 ``random``: draws even at temperature 0; ``examples``: at most so many;
+                 task's steps are divided; ``points``: at most so many of these (2 or more);
+                 ``tune``: a list of options to choose from; ``random``: draws even at temperature 0; ``examples``: at most so many;
                  ``ours``: what the report is about
 ``tasks``        by name: ``steps``, ``temperature``, ``block_length``, ``tune``, ``test``,
                  ``seeds``, ``ablation``, and ``methods`` {name: settings that differ here, or null
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from tabes._core import InputError
-from tabes.bench.plan import Ablation, Method, Plan, TaskPlan, Variant, quick
+from tabes.bench.plan import Ablation, Method, Plan, TaskPlan, Variant, quick, thinned
 from tabes.bench.suite import TASKS
 
 _METHOD_FIELDS = {
@@ -39,6 +39,7 @@ _METHOD_FIELDS = {
     "steps": list,
     "vary": dict,
     "per_step": (int, float),
+    "points": int,
     "tune": list,
     "random": bool,
     "examples": int,
@@ -163,6 +164,8 @@ def _method(
         own = given.get("steps")
         whole = [_positive(n, f"{where}: steps") for n in own or steps or ()]
         values = whole if own else sorted({max(1, round(n / per_step)) for n in whole})
+        most = _positive(given.get("points", max(2, len(values))), f"{where}: points")
+        values = list(thinned(values, max(2, most)))
     if not values:
         raise InputError(
             f"{where}: it has no points: give steps to the task, or vary to the method"

@@ -7,8 +7,8 @@
 ``methods``      by name: ``policy`` and ``options``; what traces its frontier: ``steps``, or
                  ``vary`` {option: [values]}; ``per_step``: its forward passes a step, by which a
                  task's steps are divided; ``points``: at most so many of these (2 or more);
-                 ``tune``: a list of options to choose from; ``random``: draws even at temperature 0; ``examples``: at most so many;
-                 ``ours``: what the report is about
+                 ``tune``: a list of options to choose from; ``random``: draws even at
+                 temperature 0; ``examples``: at most so many; ``ours``: what the report is about
 ``tasks``        by name: ``steps``, ``temperature``, ``block_length``, ``tune``, ``test``,
                  ``seeds``, ``ablation``, and ``methods`` {name: settings that differ here, or null
                  to leave it out}

@@ -37,6 +37,7 @@ void register_generate(py::module_& m) {
       .def_readonly("by_confidence", &StepRecord::by_confidence)
       .def_readonly("remasked_sequence", &StepRecord::remasked_sequence)
       .def_readonly("remasked_position", &StepRecord::remasked_position)
+      .def_readonly("guesses", &StepRecord::guesses)
       .def_readonly("predicted_fall", &StepRecord::predicted_fall)
       .def_readonly("realised_fall", &StepRecord::realised_fall)
       .def_readonly("forward_rows", &StepRecord::forward_rows)

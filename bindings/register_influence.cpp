@@ -1,5 +1,6 @@
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <charconv>
 #include <sstream>
 #include <variant>
@@ -24,8 +25,6 @@ constexpr Name<ContextKind> kContexts[] = {{"exact", ContextKind::exact},
                                            {"frozen", ContextKind::frozen}};
 constexpr Name<AdjointKind> kAdjoints[] = {{"active", AdjointKind::active},
                                            {"dense", AdjointKind::dense}};
-constexpr Name<ScoreRule> kScoreRules[] = {{"product", ScoreRule::product},
-                                           {"nats", ScoreRule::nats}};
 constexpr Name<Prefilter> kPrefilters[] = {{"confidence", Prefilter::confidence},
                                            {"margin", Prefilter::margin}};
 constexpr Name<ProbeRule> kProbeRules[] = {{"least_entropic", ProbeRule::least_entropic},
@@ -33,14 +32,22 @@ constexpr Name<ProbeRule> kProbeRules[] = {{"least_entropic", ProbeRule::least_e
                                            {"random", ProbeRule::random},
                                            {"nearest", ProbeRule::nearest}};
 
+constexpr Name<ScoreRule> kScoreRules[] = {{"product", ScoreRule::product},
+                                           {"nats", ScoreRule::nats}};
+
+template <typename Value, size_t n>
+std::string known(const Name<Value> (&names)[n]) {
+  std::string all;
+  for (const auto& entry : names) all += std::string(all.empty() ? "" : ", ") + entry.name;
+  return all;
+}
+
 template <typename Value, size_t n>
 Value named(const Name<Value> (&names)[n], const std::string& what, const std::string& name) {
-  std::string known;
   for (const auto& entry : names) {
     if (name == entry.name) return entry.value;
-    known += std::string(known.empty() ? "" : ", ") + entry.name;
   }
-  throw InputError(what + " '" + name + "' is unknown; known are " + known);
+  throw InputError(what + " '" + name + "' is unknown; known are " + known(names));
 }
 
 template <typename Value, size_t n>
@@ -51,12 +58,45 @@ const char* name_of(const Name<Value> (&names)[n], Value value) {
   return "?";
 }
 
-using Points = std::variant<double, std::vector<double>>;
+// Python's help; the stub has the same text.
+constexpr const char* kBoEDoc =
+    R"doc(Backward-on-entropy steering (TABES, arXiv 2602.00250): candidates whose revealing most
+lowers the entropy of what stays masked come first.
 
-std::vector<double> points(Points alpha) {
-  if (const double* one = std::get_if<double>(&alpha)) return {*one};
-  return std::get<std::vector<double>>(std::move(alpha));
-}
+A candidate's score is ``c**gamma * minmax(TIS) - anti_collapse * max(0, h_t - H)**2`` with
+``h_t = h_max * steps_left / steps``; c is its confidence, H its entropy in nats, TIS its token
+influence score. All other rows follow by confidence. A step that the gradient could not change
+(no probes, or no more candidates than rows to reveal) is ordered by confidence at no cost.
+
+Args:
+    n_candidates: how many rows get a score each step: a number of rows, or a multiple of the
+        rows the step reveals, as "3x".
+    prefilter: which they are: the eligible rows first by "confidence" or by "margin".
+    alpha: where between mask (0) and prediction (1) the entropy is differentiated; the
+        gradients of several points are averaged. The paper's point is 1.
+    tau: temperature of the predicted embedding; 0: the embedding of the likeliest token.
+    rule: "product", as above, or "nats": ``gamma * log(c) + weight * TIS`` in its place.
+    gamma: exponent of the confidence, or factor of its logarithm.
+    weight: of the influence, with rule "nats".
+    entropy_budget: 0: a step reveals the schedule's quota; otherwise as many of the first by
+        score as have entropies that sum, but for the largest, to at most this many nats.
+    anti_collapse: weight of the penalty on rows that are certain too early.
+    h_max: the entropy floor of that penalty at the first step, in nats.
+    rho: at most ceil(rho * L) probes, L being the length of the whole sequence.
+    probes: which rows those are: "least_entropic", "most_entropic", "random" or "nearest" (to a
+        candidate).
+    halo: rows this close to a candidate or probe are active as well.
+    context: "frozen": inactive rows keep the keys and values of the step's forward pass;
+        "exact": a full surrogate forward pass, as in the paper.
+    adjoint: "active": ActiveQueryAttention; "dense": the ordinary gradient.
+    every: steer each sequence's every n-th step.
+    min_masked: stop steering a sequence with fewer eligible rows.
+
+Defaults: n_candidates="3x", prefilter="confidence", alpha=0.4, tau=1.0, rule="product", gamma=1.0,
+weight=0.3, entropy_budget=0.0, anti_collapse=0.0, h_max=0.3, rho=1.0, probes="least_entropic",
+halo=0, context="frozen", adjoint="active", every=1, min_masked=0.
+
+Raises InputError for a value of the wrong kind or out of range, and for an unknown name.)doc";
 
 // A number of rows, or "3x" for three times the rows the step reveals.
 using Count = std::variant<int64_t, std::string>;
@@ -90,6 +130,125 @@ Count candidates_of(const BoEOptions& options) {
   return out.str();
 }
 
+// The keyword arguments of BoE. Bound as named arguments they would fail with pybind11's TypeError,
+// which names neither the argument nor the cure.
+class Keywords {
+ public:
+  explicit Keywords(const py::kwargs& given) : given_(given) {}
+
+  void number(const char* name, double& into) { read(name, into, "a number"); }
+  void integer(const char* name, int64_t& into) { read(name, into, "an integer"); }
+
+  template <typename Value, size_t n>
+  void choice(const char* name, const Name<Value> (&names)[n], Value& into) {
+    std::string written;
+    if (read(name, written, "one of " + known(names))) into = named(names, name, written);
+  }
+
+  void count(const char* name, BoEOptions& into) {
+    Count count;
+    if (read(name, count, "a number of rows, or a multiple such as '3x'")) {
+      set_candidates(into, count);
+    }
+  }
+
+  // One point or several.
+  void points(const char* name, std::vector<double>& into) {
+    const py::object value = take(name);
+    double one = 0;
+    if (!value) return;
+    if (converted(value, one)) {
+      into = {one};
+      return;
+    }
+    std::vector<double> several;
+    if (!py::isinstance<py::str>(value) && py::hasattr(value, "__iter__")) {
+      for (const py::handle point : value) {
+        if (!converted(point, one)) refuse(name, value, "a number or a list of numbers");
+        several.push_back(one);
+      }
+      into = std::move(several);
+      return;
+    }
+    refuse(name, value, "a number or a list of numbers");
+  }
+
+  // Throws InputError for what has not been read, with the nearest name that has.
+  void finish() const {
+    for (const auto& [key, value] : given_) {
+      const auto name = key.cast<std::string>();
+      if (std::find(names_.begin(), names_.end(), name) != names_.end()) continue;
+      const auto nearest = py::module_::import("difflib")
+                               .attr("get_close_matches")(name, names_, 1, 0.5)
+                               .cast<std::vector<std::string>>();
+      std::string cure = "; it takes ";
+      for (const std::string& known : names_) cure += (&known == &names_[0] ? "" : ", ") + known;
+      if (!nearest.empty()) cure = ": did you mean '" + nearest[0] + "'?";
+      throw InputError("BoE has no argument '" + name + "'" + cure);
+    }
+  }
+
+ private:
+  py::object take(const char* name) {
+    names_.emplace_back(name);
+    return given_.contains(name) ? py::object(given_[name]) : py::object();
+  }
+
+  template <typename T>
+  bool read(const char* name, T& into, const std::string& wanted) {
+    const py::object value = take(name);
+    if (!value) return false;
+    if (!converted(value, into)) refuse(name, value, wanted);
+    return true;
+  }
+
+  // True and False are numbers to Python, but no caller means them.
+  template <typename T>
+  static bool converted(const py::handle& value, T& into) {
+    if (PyBool_Check(value.ptr())) return false;
+    py::detail::make_caster<T> caster;
+    if (!caster.load(value, true)) return false;
+    into = py::detail::cast_op<T>(std::move(caster));
+    return true;
+  }
+
+  [[noreturn]] static void refuse(const char* name, const py::object& value,
+                                  const std::string& wanted) {
+    throw InputError(std::string(name) + "=" + py::repr(value).cast<std::string>() +
+                     ": it must be " + wanted);
+  }
+
+  const py::kwargs& given_;
+  std::vector<std::string> names_;
+};
+
+std::shared_ptr<BoE> make_boe(const py::args& positional, const py::kwargs& given) {
+  if (!positional.empty()) {
+    throw InputError("BoE takes its settings by name: BoE(n_candidates=...)");
+  }
+  BoEOptions o;
+  Keywords read(given);
+  read.count("n_candidates", o);
+  read.choice("prefilter", kPrefilters, o.prefilter);
+  read.points("alpha", o.alpha);
+  read.number("tau", o.tau);
+  read.choice("rule", kScoreRules, o.rule);
+  read.number("gamma", o.gamma);
+  read.number("weight", o.weight);
+  read.number("entropy_budget", o.entropy_budget);
+  read.number("anti_collapse", o.anti_collapse);
+  read.number("h_max", o.h_max);
+  read.number("rho", o.rho);
+  read.choice("probes", kProbeRules, o.probes);
+  read.integer("halo", o.halo);
+  read.choice("context", kContexts, o.context);
+  read.choice("adjoint", kAdjoints, o.adjoint);
+  read.integer("every", o.every);
+  read.integer("min_masked", o.min_masked);
+  read.finish();
+  return std::make_shared<BoE>(std::move(o));
+}
+
 }  // namespace
 
 void register_influence(py::module_& m) {
@@ -104,10 +263,11 @@ void register_influence(py::module_& m) {
       "influence",
       [](const Denoiser& model, const std::vector<at::Tensor>& sequences,
          const std::vector<std::vector<int64_t>>& candidates,
-         const std::vector<std::vector<int64_t>>& probes, Points alpha, double tau, int64_t halo,
-         const std::string& context, const std::string& adjoint, std::vector<int64_t> forbidden) {
+         const std::vector<std::vector<int64_t>>& probes, std::vector<double> alpha, double tau,
+         int64_t halo, const std::string& context, const std::string& adjoint,
+         std::vector<int64_t> forbidden) {
         InfluenceOptions options;
-        options.alpha = points(std::move(alpha));
+        options.alpha = std::move(alpha);
         options.tau = tau;
         options.halo = halo;
         options.context = named(kContexts, "context", context);
@@ -133,43 +293,11 @@ void register_influence(py::module_& m) {
       py::arg("model"), py::arg("sequences"), py::arg("candidates"), py::arg("probes"),
       py::arg("forbidden"));
 
-  const BoEOptions d;
-  py::class_<BoE, Policy, py::smart_holder>(m, "BoE", "See the C++ header boe.h.")
-      .def(py::init([](const Count& n_candidates, const std::string& prefilter, Points alpha,
-                       double tau, double gamma, double anti_collapse, double h_max, double rho,
-                       const std::string& probes, int64_t halo, const std::string& context,
-                       const std::string& adjoint, int64_t every, int64_t min_masked,
-                       const std::string& rule, double weight, double entropy_budget) {
-             BoEOptions o;
-             set_candidates(o, n_candidates);
-             o.prefilter = named(kPrefilters, "prefilter", prefilter);
-             o.alpha = points(std::move(alpha));
-             o.tau = tau;
-             o.gamma = gamma;
-             o.anti_collapse = anti_collapse;
-             o.h_max = h_max;
-             o.rho = rho;
-             o.probes = named(kProbeRules, "probes", probes);
-             o.halo = halo;
-             o.context = named(kContexts, "context", context);
-             o.adjoint = named(kAdjoints, "adjoint", adjoint);
-             o.every = every;
-             o.min_masked = min_masked;
-             o.rule = named(kScoreRules, "rule", rule);
-             o.weight = weight;
-             o.entropy_budget = entropy_budget;
-             return std::make_shared<BoE>(std::move(o));
-           }),
-           py::kw_only(), py::arg("n_candidates") = candidates_of(d),
-           py::arg("prefilter") = name_of(kPrefilters, d.prefilter), py::arg("alpha") = d.alpha,
-           py::arg("tau") = d.tau, py::arg("gamma") = d.gamma,
-           py::arg("anti_collapse") = d.anti_collapse, py::arg("h_max") = d.h_max,
-           py::arg("rho") = d.rho, py::arg("probes") = name_of(kProbeRules, d.probes),
-           py::arg("halo") = d.halo, py::arg("context") = name_of(kContexts, d.context),
-           py::arg("adjoint") = name_of(kAdjoints, d.adjoint), py::arg("every") = d.every,
-           py::arg("min_masked") = d.min_masked, py::arg("rule") = name_of(kScoreRules, d.rule),
-           py::arg("weight") = d.weight, py::arg("entropy_budget") = d.entropy_budget)
-      .def_static("paper", [] { return std::make_shared<BoE>(BoEOptions::paper()); })
+  py::class_<BoE, Policy, py::smart_holder>(m, "BoE", kBoEDoc)
+      .def(py::init(&make_boe), "Settings by name; those not given keep their defaults.")
+      .def_static(
+          "paper", [] { return std::make_shared<BoE>(BoEOptions::paper()); },
+          "The settings of the paper: alpha = 1, exact context, most entropic probes.")
       .def_property_readonly("n_candidates",
                              [](const BoE& p) { return candidates_of(p.options()); })
       .def_property_readonly(

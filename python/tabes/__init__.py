@@ -15,7 +15,7 @@ _torch_check.check()
 # ruff: noqa: E402  -- the compiled module must not be loaded before the check above has passed.
 from pathlib import Path
 
-from tabes import _core
+from tabes import _core, trace
 from tabes._build_info import VERSION as __version__
 from tabes._core import (
     BoE,
@@ -66,6 +66,7 @@ __all__ = [
     "load",
     "make_policy",
     "policy_names",
+    "trace",
     "wrap",
 ]
 

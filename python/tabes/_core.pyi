@@ -198,7 +198,11 @@ class BoE(Policy):
         every: steer each sequence's every n-th step.
         min_masked: stop steering a sequence with fewer eligible rows.
 
-    Raises InputError for a value out of range.
+    Defaults: n_candidates="3x", prefilter="confidence", alpha=0.4, tau=1.0, gamma=1.0,
+    anti_collapse=0.0, h_max=0.3, rho=1.0, probes="least_entropic", halo=0, context="frozen",
+    adjoint="active", every=1, min_masked=0.
+
+    Raises InputError for a value of the wrong kind or out of range, and for an unknown name.
     """
 
     def __init__(
@@ -278,7 +282,7 @@ def influence(
     sequences: list[torch.Tensor],
     candidates: Sequence[Sequence[int]],
     probes: Sequence[Sequence[int]],
-    alpha: float | Sequence[float],
+    alpha: Sequence[float],
     tau: float,
     halo: int,
     context: str,
@@ -328,6 +332,8 @@ class StepRecord:
     def remasked_sequence(self) -> torch.Tensor: ...
     @property
     def remasked_position(self) -> torch.Tensor: ...
+    @property
+    def guesses(self) -> list[torch.Tensor]: ...
     @property
     def predicted_fall(self) -> list[float]: ...
     @property

@@ -34,7 +34,7 @@ def number(value: Any, name: str) -> float:
         if isinstance(value, (bool, str)):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # of arrays and tensors as well
         raise InputError(f"{name}={value!r}: it must be a number") from None
 
 
@@ -44,9 +44,30 @@ def flag(value: Any, name: str) -> bool:
     return value
 
 
-def integers(values: Any, name: str) -> list[int]:
+def word(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{name}={value!r}: it must be a string")
+    return value
+
+
+def listed(values: Any, name: str, of: str) -> list[Any]:
+    """The elements of a list, array or other iterable; text is none of these."""
     if isinstance(values, torch.Tensor) or hasattr(values, "tolist"):
         values = values.tolist()
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise InputError(f"{name}={values!r}: give a list of integers")
-    return [integer(value, f"{name}[{i}]") for i, value in enumerate(values)]
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise InputError(f"{name}={values!r}: give {of}")
+    return list(values)
+
+
+def numbers(values: Any, name: str) -> list[float]:
+    """One number or several."""
+    scalar = not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0
+    if scalar or isinstance(values, (str, bytes)):
+        return [number(values, name)]
+    given = listed(values, name, "a number or a list of numbers")
+    return [number(value, f"{name}[{i}]") for i, value in enumerate(given)]
+
+
+def integers(values: Any, name: str) -> list[int]:
+    given = listed(values, name, "a list of integers")
+    return [integer(value, f"{name}[{i}]") for i, value in enumerate(given)]

@@ -54,8 +54,8 @@ def confidence_style(confidence: float) -> Style:
 class Canvas:
     """Draws every sequence: committed tokens plain, masked ones as a shade, and those that the last
     step revealed in the colour of their confidence, reversed where the gradient chose them and
-    confidence alone would have left them masked. Guesses for masked positions, where the record
-    has them (``record.guesses``, B tensors [L_b], -1 for none), are shown dim and italic.
+    confidence alone would have left them masked. What the model would write at positions that stay
+    masked (``record.guesses``) is shown dim and italic.
 
     Args:
         console: where to draw.
@@ -116,7 +116,7 @@ class Canvas:
                 strict=True,
             )
         }
-        guesses: Sequence[torch.Tensor] | None = getattr(record, "guesses", None)
+        guesses = record.guesses
         left = sum(int((sequence == self._mask).sum()) for sequence in tokens)
         height = max(3, self._console.height - 2 - self._steered)
         shown = tokens[:height]
@@ -124,9 +124,9 @@ class Canvas:
         size = sum(map(len, tokens))
         parts: list[RenderableType] = [self._header(record, left, size, len(tokens) - len(shown))]
         for s, sequence in enumerate(shown):
-            guess = None if guesses is None else guesses[s].tolist()
+            guess = guesses[s].tolist()
             pieces = [
-                self._styled(token, revealed.get((s, p)), None if guess is None else guess[p])
+                self._styled(token, revealed.get((s, p)), guess[p])
                 for p, token in enumerate(sequence.tolist())
             ]
             focus = [p for (b, p) in revealed if b == s]
@@ -150,9 +150,9 @@ class Canvas:
         text.stylize("bold")
         return text
 
-    def _styled(self, token: int, style: Style | None, guess: int | None) -> tuple[str, Style]:
+    def _styled(self, token: int, style: Style | None, guess: int) -> tuple[str, Style]:
         if token == self._mask:
-            if guess is not None and guess >= 0:
+            if guess >= 0:
                 return printable(self._piece(guess)) or MASK_SYMBOL, _GUESSED
             return MASK_SYMBOL, _MASKED
         return printable(self._piece(token)), _COMMITTED if style is None else style

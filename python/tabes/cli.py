@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import tabes
-from tabes import fidelity_command
+from tabes import eval_command, fidelity_command
 from tabes import trace as tracing
 from tabes.bench import command as bench_command
 from tabes.canvas import Bar, Canvas, Silence, View
@@ -163,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fidelity_command.add_command(commands)
     bench_command.add_command(commands)
+    eval_command.add_command(commands)
 
     command = commands.add_parser(
         "demo",

@@ -9,6 +9,7 @@ interval, beside the cost of the scores in forward passes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -55,6 +56,19 @@ DEFAULT_SETTINGS = (
         for alpha in ((0.3,), (0.4,), (0.5,), (0.25, 0.5))
     ),
 )
+
+
+def default_settings(model: Model) -> list[Setting]:
+    """DEFAULT_SETTINGS as far as the model has them; warns if it has not all."""
+    settings = [s for s in DEFAULT_SETTINGS if model.keeps_context or s.context != "frozen"]
+    left_out = len(DEFAULT_SETTINGS) - len(settings)
+    if left_out:
+        warnings.warn(
+            f"{left_out} settings with a frozen context are not measured: a wrapped model keeps "
+            "none",
+            stacklevel=3,
+        )
+    return settings
 
 
 @dataclass(frozen=True)
@@ -121,7 +135,7 @@ def mask_at_random(
 def fidelity(
     model: Model,
     sequences: Sequence[torch.Tensor],
-    settings: Sequence[Setting] = DEFAULT_SETTINGS,
+    settings: Sequence[Setting] | None = None,
     *,
     n_candidates: int = 5,
     seed: int = 0,
@@ -132,13 +146,16 @@ def fidelity(
     Args:
         model: from `tabes.load` or `tabes.wrap`.
         sequences: token ids [L_b] with masks; those with fewer than n_candidates + 2 are left out.
-        settings: what to measure.
+        settings: what to measure; None: DEFAULT_SETTINGS, with a warning less those with a frozen
+            context if the model keeps none.
         n_candidates: drawn at random among the masked positions; the others are the probes.
         seed: of that draw.
         progress: called with the texts done and all of them.
 
     Raises InputError if no text has masks enough.
     """
+    if settings is None:
+        settings = default_settings(model)
     mask = model.info.mask_token_id
     usable = [s for s in sequences if int((s == mask).sum()) >= n_candidates + 2]
     if not usable:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from tabes._core import InputError
-from tabes.fidelity import DEFAULT_SETTINGS, Fidelity, Setting, fidelity, mask_at_random
+from tabes.fidelity import Fidelity, Setting, fidelity, mask_at_random
 from tabes.model import Model, load
+from tabes.trace import check_figure
 
 
 def add_command(commands: Any) -> None:
@@ -60,11 +61,13 @@ def add_command(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.out is not None:
+        check_figure(arguments.out)  # before minutes of measuring
+    settings = _settings(arguments)
     model = load(
         arguments.model, arguments.device, arguments.dtype, mask_token_id=arguments.mask_token_id
     )
     texts = _texts(model, arguments)
-    settings = _settings(arguments)
     show = sys.stderr.isatty()
 
     def progress(done: int, total: int) -> None:
@@ -95,9 +98,9 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(arguments: argparse.Namespace) -> Sequence[Setting]:
+def _settings(arguments: argparse.Namespace) -> list[Setting] | None:
     if arguments.alpha is None:
-        return DEFAULT_SETTINGS
+        return None
     settings = []
     for written in arguments.alpha:
         try:
@@ -148,13 +151,10 @@ def _texts(model: Model, arguments: argparse.Namespace) -> list[torch.Tensor]:
 
 def draw(found: Sequence[Fidelity], path: Path, title: str) -> None:
     """Fidelity with its interval for every setting, over the cost in forward passes."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise InputError(
-            "drawing needs matplotlib, which is not installed: pip install matplotlib"
-        ) from None
+    check_figure(path)
+    import matplotlib
+    from matplotlib.figure import Figure
+
     ordered = sorted(found, key=lambda f: f.mean)
     figure = Figure(figsize=(8.5, 0.28 * len(ordered) + 1.2), layout="constrained")
     axes = figure.add_subplot()

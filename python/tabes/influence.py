@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from tabes import _core
 from tabes._core import Influence, InputError
-from tabes.arguments import integer, integers, number
+from tabes.arguments import integer, integers, listed, number, numbers, word
 from tabes.inputs import Prompts, prepare
 from tabes.model import Model
 
@@ -56,28 +56,20 @@ def influence(
     """
     if not isinstance(model, Model):
         raise InputError(f"model is a {type(model).__name__}: pass what tabes.load returns")
-    points = number(alpha, "alpha") if isinstance(alpha, (int, float)) else _points(alpha)
     return _core.influence(
         model.core,
         prepare(model, tokens).sequences,
         _lists(candidates, "candidates"),
         _lists(probes, "probes"),
-        points,
+        numbers(alpha, "alpha"),
         number(tau, "tau"),
         integer(halo, "halo"),
-        context,
-        adjoint,
+        word(context, "context"),
+        word(adjoint, "adjoint"),
         integers(() if forbidden is None else forbidden, "forbidden"),
     )
 
 
-def _points(alpha: Sequence[float]) -> list[float]:
-    if isinstance(alpha, str) or not isinstance(alpha, Iterable):
-        raise InputError(f"alpha={alpha!r}: give a number or a list of numbers")
-    return [number(point, f"alpha[{i}]") for i, point in enumerate(alpha)]
-
-
 def _lists(values: Iterable[Iterable[int]], name: str) -> list[list[int]]:
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise InputError(f"{name}={values!r}: give one list of positions a sequence")
-    return [integers(value, f"{name}[{b}]") for b, value in enumerate(values)]
+    given = listed(values, name, "one list of positions a sequence")
+    return [integers(value, f"{name}[{b}]") for b, value in enumerate(given)]

@@ -14,6 +14,7 @@ import torch
 
 from tabes import _core
 from tabes._core import CheckpointError, Error, InputError, ModelInfo
+from tabes.arguments import flag, optional_integer
 from tabes.inputs import prepare
 from tabes.text import Tokenizer, load_tokenizer
 
@@ -57,6 +58,11 @@ class Model:
     def info(self) -> ModelInfo:
         """Sizes, special tokens, device and dtype."""
         return self.core.info
+
+    @property
+    def keeps_context(self) -> bool:
+        """Whether ``context="frozen"`` is to be had: of loaded models, not of wrapped ones."""
+        return self.path is not None
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -121,6 +127,12 @@ def load(
         DeviceError: the device or dtype is not available here.
         InputError: an argument is not one of the above.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"path={path!r}: give the checkpoint folder, as a string or a Path")
+    mask_token_id = optional_integer(mask_token_id, "mask_token_id")
+    prepack = flag(prepack, "prepack")
+    if progress is not None and not callable(progress):
+        raise InputError(f"progress={progress!r}: it must be callable")
     directory = Path(path).expanduser()
     if not directory.is_dir():
         raise CheckpointError(_missing(directory, os.fspath(path)))

@@ -140,7 +140,14 @@ class Tokenizer:
         With `gen_length` None, masks written in the messages are all there is to fill. The
         template writes the special tokens, so no frame is added.
         """
-        body = self._encode_body(self.render_chat(messages))
+        return self.encode_rendered(self.render_chat(messages), gen_length)
+
+    def encode_rendered(self, text: str, gen_length: int | None) -> Prompt:
+        """Text that brings its special tokens along, as `render_chat` writes it, then masks.
+
+        Like `encode_prompt` but without a frame.
+        """
+        body = self._encode_body(text)
         if gen_length is None:
             return Prompt(body, 0)
         return Prompt(body + self._masks(gen_length), len(body))

@@ -59,7 +59,7 @@ def wrap(
     and leaves inactive rows out of the gradient (ActiveQueryAttention); a model that mixes
     positions elsewhere as well, by convolutions say, needs ``adjoint="dense"``. Other modules get
     the ordinary gradient, whatever `adjoint` says. Frozen contexts are to be had from `tabes.load`
-    only: steer with ``tabes.BoE(context="exact")`` or "boe_paper".
+    only: `tabes.BoE` replaces them by exact ones, and `tabes.influence` refuses them.
 
     The model is used as it is, not copied: it must stay in eval mode. Parameters keep their
     ``requires_grad`` and never receive a ``.grad``.

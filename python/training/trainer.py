@@ -17,7 +17,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -51,6 +51,8 @@ class Task:
     max_length: int
     train: Corpus
     held_out: Corpus
+    # What else to print of an exported checkpoint, whenever there is a new one.
+    report: Callable[[Path], str] | None = None
 
 
 def vocabulary_of(tokens: list[str]) -> dict[str, int]:
@@ -233,6 +235,8 @@ def train(task: Task, args: argparse.Namespace) -> None:
         averaged.load_state_dict(average)
         loss = held_out_loss(averaged, task.held_out)
         print(f"step {step} sequences {seen} held-out loss {loss:.4f} nats a token", flush=True)
+        if task.report is not None:
+            print(f"step {step} {task.report(args.out / 'checkpoint')}", flush=True)
 
     started, smooth = time.monotonic(), math.nan
     for x in task.train.batches(args.tokens, args.seed, step):

@@ -7,8 +7,9 @@ confidence), our BoE step with frozen context, with exact context, and with exac
 dense adjoint; and on the same weights in plain PyTorch a plain step, a BoE step by naive autograd
 (input gradients only, logits of the probe rows only) and one with stopped gradients at inactive
 rows. Half of the canvas is masked; three candidates and as many probes as make rho * L
-active rows. Ratios are to our plain step,
-for PyTorch to PyTorch's. Then peak memory, each variant in its own process.
+active rows. Ratios are to our plain step, for PyTorch to PyTorch's. A second line has the rows of
+every variant: through the trunk, through its adjoint, through the vocabulary projection. Then the
+peak memory of every variant, size and dtype at the greatest length, each in its own process.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import tabes
 import torch
 from common import MASK, SIZES, checkpoint, high_water, ratio
 from llada_torch import LLaDA
+from safetensors.torch import load_file
 from torch import Tensor
 
 CANDIDATES = 3
@@ -107,6 +109,14 @@ def torch_boe(module: LLaDA, tokens: Tensor, rho: float, stop: bool) -> Tensor:
     return -(torch.autograd.grad(phi, leaf)[0].float() * delta.float()).sum(-1)
 
 
+def torch_rows(length: int, rho: float) -> dict[str, list[int]]:
+    """Of the PyTorch variants, as the code above asks for them. Stopping gradients at the attention
+    outputs prunes no rows elsewhere: autograd's backward pass goes through all of them."""
+    masked, probed = int((canvas(length) == MASK).sum()), probes(rho, length)
+    boe = [2 * length, length, masked + probed]
+    return {"torch plain": [length, 0, masked], "torch naive": boe, "torch stopped": boe}
+
+
 def timed(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
@@ -130,8 +140,8 @@ def measure(name: str, dtype: str, length: int, rhos: list[float], repeats: int)
         }
         records: dict[str, tabes.StepRecord] = {}
         for i in range(repeats + 1):
-            plain = our_step(model, tokens, "confidence")[0]
-            row = {"plain": plain}
+            row = {}
+            row["plain"], records["plain"] = our_step(model, tokens, "confidence")
             for key, policy in policies.items():
                 row[key], records[key] = our_step(model, tokens, policy)
             row["torch plain"] = timed(lambda: torch_plain(module, tokens))
@@ -144,12 +154,11 @@ def measure(name: str, dtype: str, length: int, rhos: list[float], repeats: int)
             (e - 2 * p) / (d - 2 * p)
             for e, d, p in zip(times["exact"], times["dense"], times["plain"], strict=True)
         ]
+        rows = {
+            key: [r.forward_rows, r.backward_rows, r.head_rows] for key, r in records.items()
+        } | torch_rows(length, rho)
         results.append(
-            dict(size=name, dtype=dtype, length=length, rho=rho, seconds=times)
-            | {
-                key: dict(forward_rows=r.forward_rows, backward_rows=r.backward_rows)
-                for key, r in records.items()
-            }
+            dict(size=name, dtype=dtype, length=length, rho=rho, seconds=times, rows=rows)
         )
         parts = [f"{key} {ratio(times[key], times['plain'])}" for key in policies]
         parts += [
@@ -161,58 +170,66 @@ def measure(name: str, dtype: str, length: int, rhos: list[float], repeats: int)
             f"{statistics.median(times['plain']) * 1e3:6.1f} ms | "
             + " | ".join(parts)
             # What a BoE step takes beyond its two forward passes.
-            + f" | backward/dense {statistics.median(backward):.2f}"
-            + f" | rows {records['frozen'].forward_rows}+{records['frozen'].backward_rows} of "
-            f"{length}",
+            + f" | backward/dense {statistics.median(backward):.2f}\n"
+            + "      rows forward+backward+head: "
+            + ", ".join(f"{key} {'+'.join(map(str, r))}" for key, r in rows.items()),
             flush=True,
         )
     return results
 
 
-def peak_of(variant: str, folder: str, queue: multiprocessing.Queue) -> None:
+def peak_of(
+    variant: str, size: str, dtype: str, length: int, folder: str, queue: multiprocessing.Queue
+) -> None:
     torch.set_num_threads(1)
-    tokens = canvas(512)
+    tokens = canvas(length)
     base = high_water()
     if variant.startswith("torch"):
-        from safetensors.torch import load_file
-
-        module = LLaDA(SIZES["40 M"]).requires_grad_(False)
+        with torch.device("meta"):  # so that nothing but the weights themselves is ever held
+            module = LLaDA(SIZES[size])
         weights = load_file(f"{folder}/model.safetensors")
-        module.load_state_dict({k: v.float() for k, v in weights.items()})
+        weights = {name: weights.pop(name).to(getattr(torch, dtype)) for name in list(weights)}
+        module.load_state_dict(weights, assign=True)
+        module.requires_grad_(False)
         for _ in range(2):
             if variant == "torch plain":
                 torch_plain(module, tokens)
             else:
-                torch_boe(module, tokens, 0.25, False)
+                torch_boe(module, tokens, 0.25, variant == "torch stopped")
     else:
         name, _, layout = variant.partition(" ")
-        model = tabes.load(folder, prepack=layout != "unpacked")
+        model = tabes.load(folder, dtype=dtype, prepack=layout != "unpacked")
         policy = (
             "confidence"
             if name == "plain"
-            else tabes.BoE(n_candidates=CANDIDATES, rho=probes(0.25, 512) / 512, **OURS[name])
+            else tabes.BoE(n_candidates=CANDIDATES, rho=probes(0.25, length) / length, **OURS[name])
         )
         for _ in range(2):
             our_step(model, tokens, policy)
     queue.put((high_water() - base) / 1024)
 
 
-def peak_memory() -> dict[str, float]:
+def peak_memory(size: str, dtype: str, length: int) -> dict[str, float]:
     peaks = {}
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint(SIZES["40 M"], Path(folder))
+        checkpoint(SIZES[size], Path(folder))
         context = multiprocessing.get_context("spawn")
         unpacked = [f"{name} unpacked" for name in ("plain", *OURS)]
-        for variant in ("plain", *OURS, *unpacked, "torch plain", "torch naive"):
+        theirs = ["torch plain", "torch naive", "torch stopped"]
+        for variant in ("plain", *OURS, *unpacked, *theirs):
             queue = context.Queue()
-            process = context.Process(target=peak_of, args=(variant, folder, queue))
+            process = context.Process(
+                target=peak_of, args=(variant, size, dtype, length, folder, queue)
+            )
             process.start()
             peaks[variant] = queue.get()
             process.join()
-    weights = 4 * sum(p.numel() for p in LLaDA(SIZES["40 M"]).parameters()) / 2**20
+    item = getattr(torch, dtype).itemsize
+    weights = item * sum(p.numel() for p in LLaDA(SIZES[size]).parameters()) / 2**20
     print(
-        f"peak memory, 40 M float32, L=512, rho=0.25, load and steps (weights {weights:.0f} MiB): "
-        + ", ".join(f"{k} {v:.0f} MiB" for k, v in peaks.items())
+        f"peak memory, {size} {dtype}, L={length}, rho=0.25, load and steps "
+        f"(weights {weights:.0f} MiB): " + ", ".join(f"{k} {v:.0f} MiB" for k, v in peaks.items()),
+        flush=True,
     )
     return peaks
 
@@ -228,16 +245,20 @@ def main() -> None:
     args = p.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, one thread, load {os.getloadavg()[0]:.2f}", flush=True)
+    lengths = [int(n) for n in args.lengths.split(",")]
+    rhos = [float(r) for r in args.rhos.split(",")]
+    settings = [(f"{s} M", d) for s in args.sizes.split(",") for d in args.dtypes.split(",")]
     results = []
-    for size in args.sizes.split(","):
-        for dtype in args.dtypes.split(","):
-            for length in map(int, args.lengths.split(",")):
-                rhos = [float(r) for r in args.rhos.split(",")]
-                results += measure(f"{size} M", dtype, length, rhos, args.repeats)
-    peaks = peak_memory()
+    for size, dtype in settings:
+        for length in lengths:
+            results += measure(size, dtype, length, rhos, args.repeats)
+    peaks = [
+        dict(size=size, dtype=dtype, mib=peak_memory(size, dtype, max(lengths)))
+        for size, dtype in settings
+    ]
     print(f"load at the end {os.getloadavg()[0]:.2f}")
     if args.json:
-        args.json.write_text(json.dumps(dict(results=results, peak_mib=peaks)))
+        args.json.write_text(json.dumps(dict(results=results, peaks=peaks)))
 
 
 if __name__ == "__main__":

@@ -49,16 +49,26 @@ def test_embed_example(source: str, tmp_path: Path) -> None:
     assert missing.returncode == 1, "a bad checkpoint is a typed error, not an abort"
 
 
-def test_the_library_needs_no_python_and_no_absolute_path() -> None:
-    library = next(Path(tabes.__file__).parent.glob("lib*/libtabes.so*"))
+def dynamic_section(library: Path) -> list[str]:
     out = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True)
-    needed = [line for line in out.stdout.splitlines() if "NEEDED" in line]
+    return out.stdout.splitlines()
+
+
+def test_the_library_needs_no_python() -> None:
+    library = next(Path(tabes.__file__).parent.glob("lib*/libtabes.so*"))
+    needed = [line for line in dynamic_section(library) if "NEEDED" in line]
     assert needed
     assert not any("python" in line for line in needed)
-    for line in out.stdout.splitlines():
-        if "RUNPATH" in line or "RPATH" in line:
-            paths = line.split("[", 1)[1].rstrip("]").split(":")
-            assert all(p.startswith("$ORIGIN") for p in paths), line
+
+
+@pytest.mark.parametrize("pattern", ["lib*/libtabes.so*", "_core*.so"])
+def test_the_wheel_knows_no_absolute_path(pattern: str) -> None:
+    library = next(Path(tabes.__file__).parent.glob(pattern))
+    lines = [line for line in dynamic_section(library) if "RUNPATH" in line or "RPATH" in line]
+    assert lines
+    for line in lines:
+        paths = line.split("[", 1)[1].rstrip("]").split(":")
+        assert all(p.startswith("$ORIGIN/") for p in paths), line
 
 
 def test_the_wheel_holds_no_torch_library() -> None:

@@ -64,6 +64,32 @@ TEST(Schedule, DividesMasksAsLLaDADoes) {
   EXPECT_EQ(quotas, (std::vector<int64_t>{3, 3, 2, 2}));
 }
 
+TEST(Schedule, AdaptivePacesEndWithTheMasksAndTimedOnesWithTheSteps) {
+  const HostTokens tokens(6, kMask);
+  Schedule adaptive(tokens, kMask, 1, 2, 0, Pace::adaptive);  // three blocks in one step: no error
+  EXPECT_EQ(adaptive.total_steps(), 6);
+  adaptive.advance(1);
+  EXPECT_EQ(adaptive.end(), 2);
+  adaptive.advance(1);
+  EXPECT_EQ(adaptive.end(), 4);
+  adaptive.advance(2);
+  adaptive.advance(2);
+  EXPECT_TRUE(adaptive.done());
+
+  Schedule timed(tokens, kMask, 4, 3, 0, Pace::timed);
+  EXPECT_EQ(timed.total_steps(), 4);
+  EXPECT_FALSE(timed.last_of_block());
+  timed.advance(3);  // all masks of the block, but its second step is still to come
+  EXPECT_EQ(timed.end(), 3);
+  EXPECT_TRUE(timed.last_of_block());
+  timed.advance(0);
+  EXPECT_EQ(timed.end(), 6);
+  timed.advance(2, 0);
+  timed.advance(2, 1);
+  EXPECT_TRUE(timed.done());
+  EXPECT_THROW(Schedule(tokens, kMask, 1, 2, 0, Pace::timed), InputError);
+}
+
 TEST(Schedule, GivesEachBlockItsShareAndSkipsFullOnes) {
   HostTokens tokens(12, kMask);
   for (int i = 4; i < 8; ++i) tokens[i] = 5;  // the middle block is given
@@ -88,6 +114,30 @@ TEST(Generate, ConfidenceRevealsTheSurestFirst) {
   EXPECT_EQ(r.forward_rows, 8);
   EXPECT_EQ(r.head_rows, 4 + 2);
   EXPECT_DOUBLE_EQ(r.forward_equivalents, 2.0);
+}
+
+TEST(Generate, ModelsWithoutContextTakeFullPasses) {
+  GenerateOptions options;
+  options.steps = 3;
+  options.refresh_every = 2;
+  EXPECT_EQ(generate(Ruler(), {masks(6)}, options).forward_rows, 18);
+  options.refresh_every = -1;
+  EXPECT_THROW(generate(Ruler(), {masks(6)}, options), InputError);
+}
+
+TEST(Generate, GuessesAreForWhoWatches) {
+  GenerateOptions options;
+  options.steps = 3;
+  EXPECT_TRUE(generate(Ruler(), {masks(6)}, options).trace[0].guesses.empty());
+  std::vector<at::Tensor> seen;
+  options.callback = [&](const StepRecord& r, const std::vector<at::Tensor>&) {
+    seen.push_back(r.guesses.at(0));
+    return true;
+  };
+  generate(Ruler(), {masks(6)}, options);
+  // Confidence grows with the position, so the first step reveals 4 and 5.
+  EXPECT_TRUE(at::equal(seen[0], at::tensor({2, 3, 4, 5, -1, -1}, at::kLong)));
+  EXPECT_TRUE(at::equal(seen[2], at::full({6}, -1, at::kLong)));
 }
 
 TEST(Generate, TiesGoToTheLowestPosition) {

@@ -184,5 +184,26 @@ TEST(Ops, AttentionOfRaggedSequencesMatchesOneAtATime) {
   }
 }
 
+TEST(Ops, KeptAttentionIsAttention) {
+  at::manual_seed(4);
+  const std::vector<int64_t> cu{0, 5, 7};
+  const at::Tensor q = at::randn({7, 4, 8}), k = at::randn({7, 2, 8}), v = at::randn({7, 2, 8});
+  const ops::KeptAttention kept = ops::attention_kept(q, k, v, cu, cu, 0.3);
+  EXPECT_TRUE(at::equal(kept.out, ops::attention(q, k, v, cu, cu, 0.3)));
+  EXPECT_FALSE(kept.lse.defined());  // the CPU's adjoint has no use for it
+}
+
+TEST(Ops, AKeptResultNeedsItsLogSumExp) {
+  const at::Tensor q = at::randn({2, 1, 8}), keys = at::tensor({0, 1}, at::kLong);
+  const std::vector<int64_t> cu{0, 2};
+  const auto adjoint = [&](const std::optional<at::Tensor>& lse) {
+    return ops::active_query_attention_backward(q.flatten(1), q, q, q, keys, cu, cu, cu, 0.3,
+                                                std::nullopt, std::nullopt, {}, q.flatten(1), lse);
+  };
+  EXPECT_THROW(adjoint(std::nullopt), c10::Error);
+  EXPECT_THROW(adjoint(at::zeros({2, 1}, at::kDouble)), c10::Error);
+  EXPECT_EQ(adjoint(at::zeros({2, 1})).dq.size(0), 2);
+}
+
 }  // namespace
 }  // namespace tabes

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-Embed = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+Embed = Callable[..., torch.Tensor]
 
 
 @dataclass
@@ -22,14 +22,33 @@ class Reference:
 
     Attributes:
         table: input embeddings [V, D].
-        logits: of (embeddings, active): the attention outputs of rows outside the boolean [L]
-            `active` are constants to autograd, which is ActiveQueryAttention's definition.
+        logits: of (embeddings, active, context): the attention outputs of rows outside the boolean
+            [L] `active` are constants to autograd, which is ActiveQueryAttention's definition.
         mask: the mask token.
     """
 
     table: torch.Tensor
     logits: Embed
     mask: int
+
+
+class Context:
+    """A frozen context: notes every layer's keys and values in a base pass; in every later pass
+    the rows outside the boolean [L] `active` get those back."""
+
+    def __init__(self) -> None:
+        self.active: torch.Tensor | None = None
+        self._base: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __call__(
+        self, layer: int, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.active is None:
+            self._base.append((k.detach(), v.detach()))
+            return k, v
+        keep = self.active[None, :, None]
+        base_k, base_v = self._base[layer]
+        return torch.where(keep, k, base_k), torch.where(keep, v, base_v)
 
 
 def attend(
@@ -57,7 +76,9 @@ def bert(folder: Path, heads: int, mask: int) -> Reference:
     table = w[e + "word_embeddings.weight"]
     layers = 1 + max(int(k.split(".")[3]) for k in w if k.startswith("bert.encoder.layer."))
 
-    def logits(x: torch.Tensor, active: torch.Tensor | None = None) -> torch.Tensor:
+    def logits(
+        x: torch.Tensor, active: torch.Tensor | None = None, context: Context | None = None
+    ) -> torch.Tensor:
         length = len(x)
         x = x + w[e + "position_embeddings.weight"][:length]
         x = norm(x + w[e + "token_type_embeddings.weight"][0], e + "LayerNorm")
@@ -67,6 +88,8 @@ def bert(folder: Path, heads: int, mask: int) -> Reference:
                 dense(x, f"{at}attention.self.{n}").view(length, heads, -1).transpose(0, 1)
                 for n in ("query", "key", "value")
             )
+            if context is not None:
+                k, v = context(i, k, v)
             h = dense(attend(q, k, v, active), f"{at}attention.output.dense")
             x = norm(x + h, f"{at}attention.output.LayerNorm")
             h = dense(F.gelu(dense(x, f"{at}intermediate.dense")), f"{at}output.dense")
@@ -102,7 +125,9 @@ def llada(
         a, b = x.chunk(2, -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
-    def logits(x: torch.Tensor, active: torch.Tensor | None = None) -> torch.Tensor:
+    def logits(
+        x: torch.Tensor, active: torch.Tensor | None = None, context: Context | None = None
+    ) -> torch.Tensor:
         length = len(x)
         for i in range(layers):
             at = f"blocks.{i}."
@@ -111,7 +136,10 @@ def llada(
                 (n @ w[f"{at}{name}_proj.weight"].T).view(length, count, width).transpose(0, 1)
                 for name, count in (("q", heads), ("k", kv_heads), ("v", kv_heads))
             )
-            x = x + attend(rotate(q), rotate(k), v, active) @ w[f"{at}attn_out.weight"].T
+            k = rotate(k)
+            if context is not None:
+                k, v = context(i, k, v)
+            x = x + attend(rotate(q), k, v, active) @ w[f"{at}attn_out.weight"].T
             n = norm(x, f"{at}ff_norm")
             gate, up = n @ w[f"{at}ff_proj.weight"].T, n @ w[f"{at}up_proj.weight"].T
             x = x + (F.silu(gate) * up) @ w[f"{at}ff_out.weight"].T
@@ -141,12 +169,15 @@ def influence(
     tau: float = 1.0,
     active: list[int] | None = None,
     forbidden: list[int] = (),
+    frozen: bool = False,
 ) -> torch.Tensor:
-    """TIS [candidates]; `active` None is the dense adjoint."""
+    """TIS [candidates]; `active` None is the dense adjoint. `frozen`: inactive rows keep the keys
+    and values of the base pass, and are constants with that."""
     banned = [*forbidden, model.mask]
     base = model.table[tokens]
+    context = (Context(),) if frozen else ()
     with torch.no_grad():
-        logits = distribution(model.logits(base, None)[candidates], banned)
+        logits = distribution(model.logits(base, None, *context)[candidates], banned)
         if tau == 0:
             soft = model.table[logits.argmax(-1)]
         else:
@@ -156,11 +187,13 @@ def influence(
     if active is not None:
         is_active = torch.zeros(len(tokens), dtype=torch.bool)
         is_active[active] = True
+    if frozen:
+        context[0].active, is_active = is_active, None
     total = torch.zeros_like(delta)
     for a in alpha:
         leaf = (base[candidates] + a * delta).requires_grad_()
         x = base.clone().index_copy(0, torch.tensor(candidates), leaf)
-        phi = entropy(distribution(model.logits(x, is_active)[probes], banned)).sum()
+        phi = entropy(distribution(model.logits(x, is_active, *context)[probes], banned)).sum()
         total += torch.autograd.grad(phi, leaf)[0]
     return -(total / len(alpha) * delta).sum(-1)
 
@@ -178,8 +211,9 @@ def decode(
     gamma: float,
     anti_collapse: float,
     h_max: float,
+    frozen: bool = False,
 ) -> torch.Tensor:
-    """A whole greedy BoE decode of one sequence, exact context, active adjoint."""
+    """A whole greedy BoE decode of one sequence with the active adjoint."""
     tokens = tokens.clone()
     masked = (tokens == model.mask).nonzero()[:, 0].tolist()
     total = min(steps, len(masked))
@@ -198,8 +232,9 @@ def decode(
             rest = sorted(rest, key=lambda i: sign * h[i].item())[: math.ceil(rho * len(tokens))]
             at, probes = [masked[i] for i in chosen], sorted(masked[i] for i in rest)
             tis = influence(
-                model, tokens, at, probes, alpha=alpha, tau=tau, active=sorted(at + probes)
-            )
+                model, tokens, at, probes, alpha=alpha, tau=tau, active=sorted(at + probes),
+                frozen=frozen,
+            )  # fmt: skip
             span = tis.max() - tis.min()
             scaled = (tis - tis.min()) / span if span > 0 else torch.ones_like(tis)
             floor = h_max * (total - step) / total

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import tabes
 import torch
+import transformers
 from reference import bert, distribution, entropy
 from tabes import _core
 from tabes.cli import main
-from tabes.fidelity import Setting, bootstrap_interval, fidelity, mask_at_random, spearman
+from tabes.fidelity import (
+    DEFAULT_SETTINGS,
+    Setting,
+    bootstrap_interval,
+    fidelity,
+    mask_at_random,
+    spearman,
+)
 
 
 def test_spearman_by_hand() -> None:
@@ -83,6 +92,36 @@ def test_influence_predicts_better_than_chance(rxnfp_model: tabes.Model) -> None
         fidelity(rxnfp_model, [tokens[0]])
 
 
+def test_wrapped_models_go_without_frozen_settings() -> None:
+    config = transformers.BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = tabes.wrap(transformers.BertForMaskedLM(config).eval(), mask_token_id=3)
+    tokens = torch.tensor([5, 3, 3, 3, 6, 3, 3, 3, 3, 7])
+    with pytest.warns(UserWarning, match="12 settings with a frozen context are not measured"):
+        found = fidelity(model, [tokens])
+    assert [f.setting for f in found] == [s for s in DEFAULT_SETTINGS if s.context == "exact"]
+    # What is asked for by name is never left out in silence.
+    with pytest.raises(tabes.InputError, match="no frozen context"):
+        fidelity(model, [tokens], [Setting(context="frozen")])
+
+
+def test_the_figure_is_checked_before_anything_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(out: Path) -> str:
+        # Neither checkpoint nor data exist: a complaint about the figure comes first.
+        assert main(["fidelity", "no-model", "no-data", "--out", str(out)]) == 2
+        return capsys.readouterr().err
+
+    assert "must end in" in refused(tmp_path / "f.gif")
+    assert "does not exist" in refused(tmp_path / "no" / "f.svg")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "pip install 'matplotlib" in refused(tmp_path / "f.svg")
+
+
 def test_command(
     rxnfp_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,7 +144,6 @@ def test_command(
         (["--mask-rate", "0"], "--mask-rate"),
         (["--candidates", "1"], "--candidates"),
         (["--mask-after", "!"], "does not hold"),
-        (["--alpha", "1", "--out", str(tmp_path / "no" / "f.svg")], "cannot be written"),
     ):
         assert main([*arguments, *wrong]) == 2
         assert message in capsys.readouterr().err

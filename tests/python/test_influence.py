@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import tabes
 import torch
@@ -105,6 +108,21 @@ def test_tis_of_random_grouped_query_model(tiny_llada: Callable[..., tuple]) -> 
     assert relative(without.tis[0], wanted) > 1e-3
 
 
+@pytest.mark.parametrize("alpha", [[0.4], [0.25, 0.5], [1.0]])
+def test_frozen_tis_equals_autograd(demo_reference: Reference, alpha: list[float]) -> None:
+    model = tabes.load(tabes.demo_checkpoint(), dtype="float64")
+    tokens = canvas(model, 40, 24, seed=8)
+    candidates, probes = split(tokens, model.info.mask_token_id, 5)
+    wanted = influence(
+        demo_reference, tokens, candidates, probes, alpha=alpha, active=sorted(candidates + probes),
+        frozen=True,
+    )  # fmt: skip
+    got = tabes.influence(model, [tokens], [candidates], [probes], alpha=alpha, context="frozen")
+    assert relative(got.tis[0], wanted) <= 1e-9
+    exact = tabes.influence(model, [tokens], [candidates], [probes], alpha=alpha)
+    assert relative(exact.tis[0], wanted) > 1e-3
+
+
 def test_bfloat16_stays_near(demo_reference: Reference) -> None:
     model = tabes.load(tabes.demo_checkpoint(), dtype="bfloat16")
     tokens = canvas(model, 40, 20, seed=3)
@@ -148,12 +166,15 @@ def molecules(number: int, length: int) -> list[torch.Tensor]:
     return out
 
 
-@pytest.mark.parametrize("preset", ["own", "paper"])
+@pytest.mark.parametrize("preset", ["default", "own", "paper"])
 def test_hundred_decodes_equal_a_plain_pytorch_loop(preset: str, demo_reference: Reference) -> None:
     # In float64 both sides; in float32 a tie within rounding may fall either way.
     model = tabes.load(tabes.demo_checkpoint(), dtype="float64")
     if preset == "paper":
         policy = tabes.BoE.paper()
+    elif preset == "default":
+        policy = tabes.BoE()
+        assert policy.context == "frozen"
     else:
         policy = tabes.BoE(n_candidates="3x", alpha=[0.25, 0.5], context="exact", anti_collapse=0.3)
     batch = molecules(100, 24)
@@ -173,6 +194,7 @@ def test_hundred_decodes_equal_a_plain_pytorch_loop(preset: str, demo_reference:
             gamma=policy.gamma,
             anti_collapse=policy.anti_collapse,
             h_max=policy.h_max,
+            frozen=policy.context == "frozen",
         )
         assert out.tokens[i].tolist() == wanted.tolist(), i
     for record in out.trace:
@@ -260,6 +282,23 @@ def test_guidance_and_steering_together(demo_model: tabes.Model) -> None:
         (dict(context="thawed"), "context 'thawed' is unknown; known are exact, frozen"),
         (dict(adjoint="sparse"), "adjoint 'sparse' is unknown"),
         (dict(forbidden=[10**6]), "outside the vocabulary"),
+        (dict(forbidden=range(28)), "every token is forbidden; leave at least one"),
+        (dict(forbidden="C"), "forbidden='C': give a list of integers"),
+        (dict(candidates=np.array(3)), "candidates=3: give one list of positions a sequence"),
+        (dict(candidates=3), "candidates=3: give one list of positions a sequence"),
+        (dict(candidates=["12"]), r"candidates\[0\]='12': give a list of integers"),
+        (dict(candidates=[[1.0]]), r"candidates\[0\]\[0\]=1.0: it must be an integer"),
+        (dict(probes=None), "probes=None: give one list of positions a sequence"),
+        (dict(context=None), "context=None: it must be a string"),
+        (dict(adjoint=1), "adjoint=1: it must be a string"),
+        (dict(alpha="0.5"), "alpha='0.5': it must be a number"),
+        (dict(alpha=None), "alpha=None: it must be a number"),
+        (dict(alpha=[0.5, "x"]), r"alpha\[1\]='x': it must be a number"),
+        (dict(alpha=10**400), "alpha=1000.*: it must be a number"),
+        (dict(tau=torch.ones(2)), "tau=.*: it must be a number"),
+        (dict(tau="warm"), "tau='warm': it must be a number"),
+        (dict(halo=0.5), "halo=0.5: it must be an integer"),
+        (dict(halo=2**70), "halo=.*: it must fit 64 bits"),
     ],
 )
 def test_bad_input_is_refused(demo_model: tabes.Model, change: dict, message: str) -> None:
@@ -267,6 +306,22 @@ def test_bad_input_is_refused(demo_model: tabes.Model, change: dict, message: st
     tokens = [[1, 3, 3, 3, 3, 3, 3, 2]]
     with pytest.raises(tabes.InputError, match=message):
         tabes.influence(demo_model, tokens, **given)
+
+
+@pytest.mark.parametrize(
+    "alpha",
+    [
+        np.float32(0.5), np.array(0.5), torch.tensor(0.5), [0.5], np.array([0.5]),
+        torch.tensor([0.5]), (np.float64(0.5),), iter([0.5]),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_numbers_of_numpy_and_torch_are_numbers(demo_model: tabes.Model, alpha: Any) -> None:
+    tokens = [[1, 3, 3, 3, 3, 3, 3, 2]]
+    wanted = tabes.influence(demo_model, tokens, [[1]], [[2]], alpha=0.5).tis[0]
+    assert tabes.influence(demo_model, tokens, [[1]], [[2]], alpha=alpha).tis[0] == wanted
+    places = np.array([[1]]), torch.tensor([[2]])
+    assert tabes.influence(demo_model, tokens, *places, alpha=0.5).tis[0] == wanted
 
 
 @pytest.mark.parametrize(
@@ -289,6 +344,59 @@ def test_bad_input_is_refused(demo_model: tabes.Model, change: dict, message: st
 def test_bad_policies_are_refused(options: dict) -> None:
     with pytest.raises(tabes.InputError):
         tabes.BoE(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(alhpa=0.5), "BoE has no argument 'alhpa': did you mean 'alpha'"),
+        (dict(candidates=3), "did you mean 'n_candidates'"),
+        (dict(zzz=1), "BoE has no argument 'zzz'; it takes n_candidates, .*, min_masked"),
+        (dict(n_candidates=2.5), "n_candidates=2.5: it must be a number of rows, or a multiple"),
+        (dict(n_candidates=None), "n_candidates=None: it must be a number of rows"),
+        (dict(prefilter=None), "prefilter=None: it must be one of confidence, margin"),
+        (dict(alpha="0.5"), "alpha='0.5': it must be a number or a list of numbers"),
+        (dict(alpha=[0.5, None]), "alpha=.*: it must be a number or a list of numbers"),
+        (dict(alpha=None), "alpha=None: it must be a number or a list of numbers"),
+        (dict(tau="warm"), "tau='warm': it must be a number"),
+        (dict(gamma=True), "gamma=True: it must be a number"),
+        (dict(rho=[0.5]), r"rho=\[0.5\]: it must be a number"),
+        (dict(probes=3), "probes=3: it must be one of least_entropic, .*, nearest"),
+        (dict(halo=1.0), "halo=1.0: it must be an integer"),
+        (dict(every=2**70), "every=.*: it must be an integer"),
+        (dict(context=None), "context=None: it must be one of exact, frozen"),
+        (dict(adjoint=("active",)), "adjoint=.*: it must be one of active, dense"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_named(options: dict, message: str) -> None:
+    with pytest.raises(tabes.InputError, match=message):
+        tabes.BoE(**options)
+    with pytest.raises(tabes.InputError, match="by name"):
+        tabes.BoE(3)  # type: ignore[misc]
+
+
+def test_settings_of_numpy_and_torch() -> None:
+    policy = tabes.BoE(
+        n_candidates=np.int64(4), alpha=np.array([0.25, 0.5]), tau=np.float32(0.5),
+        rho=torch.tensor(0.25), halo=np.int32(1),
+    )  # fmt: skip
+    assert (policy.n_candidates, policy.alpha, policy.tau) == (4, [0.25, 0.5], 0.5)
+    assert (policy.rho, policy.halo) == (0.25, 1)
+    assert tabes.BoE(alpha=torch.tensor([0.25, 0.5])).alpha == [0.25, 0.5]
+    assert tabes.BoE(alpha=torch.tensor(0.25)).alpha == [0.25]
+    assert tabes.BoE(alpha=np.float32(0.25)).alpha == [0.25]
+
+
+def test_help_says_the_defaults() -> None:
+    assert tabes.BoE.__doc__ is not None
+    line = re.search(r"Defaults: (.*?)\.\n\n", tabes.BoE.__doc__, re.S)
+    assert line is not None
+    said = dict(re.findall(r'(\w+)="?([\w.]+)"?', line[1]))
+    policy = tabes.BoE()
+    for name, value in said.items():
+        default = getattr(policy, name)
+        assert value == str(default[0] if name == "alpha" else default), name
+    assert len(said) == 14
 
 
 def test_presets_say_what_they_are() -> None:

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -94,15 +95,40 @@ def test_promises(demo_model, lengths, steps, policy, temperature, block, seed) 
     assert torch.equal(alone.tokens[0], tokens[last])  # alone = in a batch
 
 
+def guided(model: tabes.Model, prompt: torch.Tensor, scale: float) -> torch.Tensor:
+    """One guided step that reveals every mask."""
+    conditional = model.logits(prompt[None])[0].double()
+    without = model.logits(torch.full_like(prompt, MASK)[None])[0].double()
+    logits = without + (scale + 1) * (conditional - without)
+    logits[:, MASK] = -torch.inf
+    return torch.where(prompt == MASK, logits.argmax(-1), prompt)
+
+
 def test_guidance_matches_its_formula(demo_model: tabes.Model) -> None:
     prompt = torch.tensor([BOS, 7, 8, MASK, MASK, MASK, 9, EOS])
     out = tabes.generate(demo_model, prompt, steps=1, cfg_scale=1.5)
-    guided = demo_model.logits(prompt[None])[0].double()
-    without = demo_model.logits(torch.full_like(prompt, MASK)[None])[0].double()
-    logits = without + 2.5 * (guided - without)
-    logits[:, MASK] = -torch.inf
-    assert torch.equal(out.tokens[3:6], logits.argmax(-1)[3:6])
+    assert torch.equal(out.tokens, guided(demo_model, prompt, 1.5))
     assert out.forward_equivalents == 2.0
+
+
+def test_guidance_of_texts_empty_and_ragged_prompts(demo_model: tabes.Model) -> None:
+    assert demo_model.tokenizer is not None
+    texts = ["CC(=O)N", "", "c1ccc"]
+    out = tabes.generate(demo_model, texts, gen_length=5, steps=1, cfg_scale=0.7)
+    for text, tokens in zip(texts, out.tokens, strict=True):
+        *prompt, end = demo_model.tokenizer.encode(text)
+        canvas = torch.tensor([*prompt, *[MASK] * 5, end])
+        assert torch.equal(tokens, guided(demo_model, canvas, 0.7)), text
+    assert out.forward_equivalents == 2.0
+    # Nothing at all but masks: with and without the prompt are the same, and so is the result.
+    bare = torch.full((6,), MASK)
+    free = tabes.generate(demo_model, bare, steps=1, cfg_scale=3.0)
+    assert torch.equal(free.tokens, tabes.generate(demo_model, bare, steps=1).tokens)
+    # Over several steps a sequence is guided in a batch as it is alone.
+    together = tabes.generate(demo_model, texts, gen_length=5, steps=3, cfg_scale=0.7)
+    for text, tokens in zip(texts, together.tokens, strict=True):
+        alone = tabes.generate(demo_model, text, gen_length=5, steps=3, cfg_scale=0.7)
+        assert torch.equal(alone.tokens, tokens), text
 
 
 def test_a_python_policy_decides(demo_model: tabes.Model) -> None:
@@ -122,6 +148,11 @@ def test_a_python_policy_decides(demo_model: tabes.Model) -> None:
 
     with pytest.raises(tabes.NumericsError, match="step 0, sequence 0, position 1"):
         tabes.generate(demo_model, [BOS, MASK, EOS], policy=Broken())
+
+
+def test_a_policy_without_a_rule_is_refused(demo_model: tabes.Model) -> None:
+    with pytest.raises(tabes.InputError, match="must define score"):
+        tabes.generate(demo_model, [BOS, MASK, EOS], policy=tabes.Policy())
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -195,3 +226,29 @@ def test_nan_weights_are_a_typed_error(tiny_llada) -> None:
     model = tabes.load(folder)
     with pytest.raises(tabes.NumericsError, match="step 0, sequence 0"):
         tabes.generate(model, [model.info.mask_token_id] * 3)
+
+
+def test_other_threads_run_while_a_decode_does(demo_model: tabes.Model) -> None:
+    """A thread of pure Python keeps at least a tenth of its speed beside a decode, whatever else
+    the machine does; if the interpreter lock were held it would come to nothing."""
+    ticks, stop = [0], threading.Event()
+
+    def tick() -> None:
+        while not stop.is_set():
+            ticks[0] += 1
+
+    def rate(work) -> float:
+        began, before = time.monotonic(), ticks[0]
+        work()
+        return (ticks[0] - before) / (time.monotonic() - began)
+
+    prompt = [[BOS] + [MASK] * 200 + [EOS]] * 4
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        alone = rate(lambda: time.sleep(0.5))
+        beside = rate(lambda: tabes.generate(demo_model, prompt, steps=20))
+    finally:
+        stop.set()
+        thread.join()
+    assert beside > 0.1 * alone

@@ -70,6 +70,27 @@ def test_active_query_attention_is_its_definition(width: int, groups: int, bias:
     assert got[0].abs().sum(dim=(1, 2)).nonzero()[:, 0].tolist() == ROWS
 
 
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("width", [32, 64, 80, 96, 128, 256])
+def test_active_query_attention_rounds_little(width: int, dtype: torch.dtype, limit: float) -> None:
+    """Value and adjoint against the definition in float64, of the same rounded numbers."""
+    torch.manual_seed(width)
+    args = attention_args(4, 2, width, True, dtype)
+    exact = [
+        a.detach().double().requires_grad_(a.requires_grad)
+        if isinstance(a, torch.Tensor) and a.is_floating_point()
+        else a
+        for a in args
+    ]
+    out, wanted = ops.active_query_attention(*args), plain_attention(*exact)
+    down = torch.randn_like(out)
+    got = (out, *torch.autograd.grad(out, args[:3], down))
+    true = (wanted, *torch.autograd.grad(wanted, exact[:3], down.double()))
+    for name, g, w in zip(("value", "dq", "dk", "dv"), got, true, strict=True):
+        assert g.dtype == dtype
+        assert ((g.double() - w).norm() / w.norm()).item() <= limit, name
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("width", [32, 64, 128, 256])
 def test_active_query_attention_gradcheck(width: int, bias: bool) -> None:

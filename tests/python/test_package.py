@@ -114,6 +114,32 @@ def test_load_errors(tmp_path: Path, rxnfp_folder: Path) -> None:
         tabes.load(tabes.demo_checkpoint(), device="toaster")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(path=None), "path=None: give the checkpoint folder"),
+        (dict(path=3), "path=3: give the checkpoint folder"),
+        (dict(mask_token_id="3"), "mask_token_id='3': it must be an integer"),
+        (dict(mask_token_id=2**70), "mask_token_id=.*: it must fit 64 bits"),
+        (dict(mask_token_id=3.0), "mask_token_id=3.0: it must be an integer"),
+        (dict(prepack="x"), "prepack='x': it must be True or False"),
+        (dict(progress=3), "progress=3: it must be callable"),
+    ],
+)
+def test_bad_load_arguments(arguments: dict, message: str) -> None:
+    with pytest.raises(tabes.InputError, match=message):
+        tabes.load(**(dict(path=tabes.demo_checkpoint()) | arguments))
+
+
+def test_help_of_the_trace_format() -> None:
+    # As the README says it: nothing but `import tabes` before.
+    done = subprocess.run(
+        [sys.executable, "-c", "import tabes; help(tabes.trace)"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tabes-trace" in done.stdout
+
+
 def test_convert_keeps_every_weight(rxnfp_folder: Path, rxnfp_checkpoint: Path) -> None:
     from safetensors.torch import load_file
 
@@ -211,11 +237,12 @@ def test_cli_errors_are_one_line() -> None:
         assert done.stderr.count("\n") == 1
 
 
-def test_cli_draws_a_canvas_on_a_terminal() -> None:
+def on_terminal(*arguments: object, stdout: int | None = None) -> tuple[int, bytes]:
+    """Runs Python with a terminal as stderr, and as stdout unless given; what was written there."""
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tabes", "demo", "--number", "1", "--seed", "1"],
-        stdout=follower,
+        [sys.executable, *map(str, arguments)],
+        stdout=follower if stdout is None else stdout,
         stderr=follower,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
     )
@@ -230,5 +257,45 @@ def test_cli_draws_a_canvas_on_a_terminal() -> None:
             break
         seen += piece
     os.close(leader)
-    assert process.wait() == 0
+    return process.wait(), seen
+
+
+def test_cli_draws_a_canvas_on_a_terminal() -> None:
+    code, seen = on_terminal("-m", "tabes", "demo", "--number", "1", "--seed", "1")
+    assert code == 0
     assert b"\x1b[" in seen
+
+
+def test_cli_shows_a_bar_where_only_stderr_is_a_terminal() -> None:
+    prompt = "CC" + "[MASK]" * 20
+    command = ("-m", "tabes", "generate", tabes.demo_checkpoint(), "--prompt", prompt, "--json")
+    code, seen = on_terminal(*command, stdout=subprocess.DEVNULL)
+    assert code == 0
+    assert b"denoising" in seen
+    assert b"/20" in seen  # steps, counted
+
+
+# The bar is for loads of a gigabyte and more; a test cannot wait for one, so every load is long.
+LONG_LOAD = """
+import tabes, tabes.model
+tabes.model._LONG_LOAD = 0
+tabes.load(tabes.demo_checkpoint())
+"""
+
+
+def test_a_long_load_shows_a_bar_on_a_terminal_only() -> None:
+    code, seen = on_terminal("-c", LONG_LOAD)
+    assert code == 0
+    assert b"loading" in seen
+    assert b"MiB" in seen
+    quiet = subprocess.run([sys.executable, "-c", LONG_LOAD], capture_output=True, text=True)
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
+def test_silence_off_a_terminal_in_a_long_decode() -> None:
+    prompt = "CC" + "[MASK]" * 60
+    for json_flag in ([], ["--json"]):
+        done = run("generate", tabes.demo_checkpoint(), "--prompt", prompt, *json_flag)
+        assert done.returncode == 0
+        assert done.stderr == ""
+        assert done.stdout.count("\n") == 1

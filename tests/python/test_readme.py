@@ -12,7 +12,7 @@ EXAMPLES = re.findall(r"<!-- tested: (\w+) -->\n```\w+\n(.*?)```", README, re.S)
 
 
 def test_there_are_examples() -> None:
-    assert sorted(kind for kind, _ in EXAMPLES) == ["python", "python", "python", "shell"]
+    assert sorted(kind for kind, _ in EXAMPLES) == ["python"] * 4 + ["shell"]
 
 
 @pytest.mark.parametrize(("kind", "code"), EXAMPLES)
@@ -23,3 +23,12 @@ def test_example(kind: str, code: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_the_cpp_excerpt_is_of_the_example() -> None:
+    """The example itself is built and run by tests/consumer."""
+    (excerpt,) = re.findall(r"```cpp\n(.*?)```", README, re.S)
+    example = (Path(__file__).parents[2] / "cpp" / "examples" / "embed" / "main.cpp").read_text()
+    rest = iter([line.strip() for line in example.splitlines()])
+    for line in excerpt.splitlines():
+        assert line in rest, f"not in main.cpp, or not behind the line before: {line}"

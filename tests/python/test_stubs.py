@@ -31,3 +31,9 @@ def test_classes() -> None:
     for node in STUB.body:
         if isinstance(node, ast.ClassDef) and not node.name.endswith("Error"):
             assert names(node.body) == public(getattr(_core, node.name)), node.name
+
+
+def test_help_and_stub_say_the_same() -> None:
+    """The class's own help is the stub's text; neither is the short form of the other."""
+    boe = next(n for n in STUB.body if isinstance(n, ast.ClassDef) and n.name == "BoE")
+    assert ast.get_docstring(boe) == _core.BoE.__doc__

@@ -371,6 +371,21 @@ def test_the_trace_command_refuses(
 # --- The live canvas -------------------------------------------------------------------------
 
 
+def test_the_canvas_shows_guesses(demo_model: tabes.Model) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, height=20)
+    canvas = Canvas(console, demo_model.tokenizer.piece, MASK)
+    guessed: list[tuple[int, int]] = []
+
+    def watch(record: tabes.StepRecord, tokens: list) -> None:
+        _, row = canvas.render(record, tokens).renderables
+        assert isinstance(row, Text)
+        dim = sum("italic" in str(span.style) for span in row.spans)
+        guessed.append((dim, int((tokens[0] == MASK).sum())))
+
+    tabes.generate(demo_model, [BOS] + [MASK] * 12 + [EOS], steps=6, callback=watch)
+    assert guessed == [(n, n) for n in (10, 8, 6, 4, 2, 0)]
+
+
 def test_the_canvas_marks_what_the_gradient_chose(demo_model: tabes.Model) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120, height=20)
     canvas = Canvas(console, demo_model.tokenizer.piece, MASK, "boe")

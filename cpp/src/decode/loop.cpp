@@ -2,6 +2,7 @@
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/tensor.h>
 
@@ -516,6 +517,23 @@ int64_t Loop::count_of(const Step& now, const Decision& decision, size_t b) cons
   return count;
 }
 
+std::vector<at::Tensor> Loop::guesses(const Step& now, const int64_t* token) const {
+  std::vector<at::Tensor> result;
+  for (const Canvas& c : canvases_) {
+    result.push_back(at::full({static_cast<int64_t>(c.tokens.size())}, -1, at::kLong));
+  }
+  for (size_t b = 0; b < now.live.size(); ++b) {
+    const Canvas& c = *now.live[b];
+    int64_t* guess = result[c.place].data_ptr<int64_t>();
+    const auto& cu = now.layout.eligible.cu_rows;
+    for (int64_t i = cu[b]; i < cu[b + 1]; ++i) {
+      const int64_t position = now.layout.positions[i];
+      if (c.tokens[position] == info_.mask_token_id) guess[position] = token[i];
+    }
+  }
+  return result;
+}
+
 void Loop::write(Step& now, const Decision& decision) {
   const at::Tensor tokens = now.predicted.predictions.token.to(at::kCPU);
   const at::Tensor confidences =
@@ -584,6 +602,7 @@ void Loop::write(Step& now, const Decision& decision) {
     if (same != canvas.foreseen.end() && again[b] == 0) canvas.known = std::move(*same);
     canvas.foreseen.clear();
   }
+  if (options_.callback) record.guesses = guesses(now, token);
   const at::Tensor rows = to_tensor(chosen);
   record.sequence = to_tensor(sequence);
   record.position = to_tensor(position);

@@ -49,6 +49,8 @@ class Loop {
   void realise(const Step& step, StepRecord& before) const;
   // Entropy of a row that was looked at, NaN of another.
   static double entropy_at(const Step& step, int64_t row);
+  // See StepRecord::guesses; `token` is what each eligible row would be.
+  std::vector<at::Tensor> guesses(const Step& step, const int64_t* token) const;
   // Writes the best rows and records them; masks others again.
   void write(Step& step, const Decision& decision);
   // How many rows of live sequence b the decision reveals.

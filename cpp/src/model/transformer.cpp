@@ -90,12 +90,23 @@ at::Tensor Transformer::apply(size_t index, const at::Tensor& x, const Pass& pas
     tape->q = last ? q : pass.at_taped(q);
     tape->kv = kv;
   }
-  const at::Tensor mixed =
-      ops::attention(heads(q, c.num_heads), heads(kv.narrow(1, 0, kv_width()), c.num_kv_heads),
-                     heads(kv.narrow(1, kv_width(), kv_width()), c.num_kv_heads),
-                     last ? pass.wanted.cu_rows : pass.cu_rows, pass.cu_seqlens,
-                     1.0 / std::sqrt(static_cast<double>(c.head_dim)));
+  const at::Tensor k = heads(kv.narrow(1, 0, kv_width()), c.num_kv_heads);
+  const at::Tensor v = heads(kv.narrow(1, kv_width(), kv_width()), c.num_kv_heads);
+  const double scale = 1.0 / std::sqrt(static_cast<double>(c.head_dim));
+  const std::vector<int64_t>& cu_q = last ? pass.wanted.cu_rows : pass.cu_rows;
   const auto taped = [&](const at::Tensor& t) { return last ? t : pass.at_taped(t); };
+  at::Tensor mixed;
+  if (tape) {
+    const ops::KeptAttention kept =
+        ops::attention_kept(heads(q, c.num_heads), k, v, cu_q, pass.cu_seqlens, scale);
+    mixed = kept.out;
+    if (kept.lse.defined()) {
+      tape->mixed = taped(mixed);
+      tape->lse = taped(kept.lse);
+    }
+  } else {
+    mixed = ops::attention(heads(q, c.num_heads), k, v, cu_q, pass.cu_seqlens, scale);
+  }
   at::Tensor h = layer.attn_out.plus(mixed, residual);
   if (!pre) {
     if (tape) tape->attn_norm_in = taped(h);

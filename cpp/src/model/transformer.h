@@ -40,6 +40,7 @@ struct LayerTape {
   at::Tensor qk;                         // queries and keys before their norm, if they have one
   at::Tensor q;                          // rotated queries
   at::Tensor kv;                         // keys (rotated) and values of all rows
+  at::Tensor mixed, lse;                 // attention's result and log-sum-exp, if it kept them
   at::Tensor up;                         // the MLP before its activation
 };
 

@@ -102,12 +102,15 @@ at::Tensor Transformer::adjoint(size_t index, const LayerTape& tape, at::Tensor 
     return whole_in ? t : t.index_select(0, in_places);
   };
 
+  const auto kept = [](const at::Tensor& t) {
+    return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt;
+  };
   const ops::AttentionGradient d = ops::active_query_attention_backward(
       layer.attn_out.adjoint(grad), heads(tape.q, c.num_heads),
       heads(tape.kv.narrow(1, 0, kv_width()), c.num_kv_heads),
       heads(tape.kv.narrow(1, kv_width(), kv_width()), c.num_kv_heads), in.rows, in.cu_rows,
       out.cu_rows, request.batch.cu_seqlens, 1.0 / std::sqrt(static_cast<double>(c.head_dim)),
-      std::nullopt, queries, cu_queries);
+      std::nullopt, queries, cu_queries, kept(tape.mixed), kept(tape.lse));
   at::Tensor qkv = at::empty({in.count(), q_width() + 2 * kv_width()}, grad.options());
   at::Tensor dq = d.dq.flatten(1);
   if (!queries) dq = at_in(at_active(dq));

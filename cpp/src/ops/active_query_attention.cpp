@@ -15,12 +15,12 @@
 #include <tuple>
 
 #include "ops/call.h"
+#include "ops/meta.h"
 #include "ops/ops.h"
 
 namespace tabes::ops {
 namespace {
 
-using OptionalTensor = std::optional<at::Tensor>;
 using Three = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 void check_offsets(at::IntArrayRef cu, int64_t rows, size_t size, const char* name) {
@@ -36,6 +36,7 @@ void check_rows(const at::Tensor& rows, at::IntArrayRef cu, at::IntArrayRef cu_s
   TORCH_CHECK(rows.dim() == 1 && rows.scalar_type() == at::kLong && rows.is_contiguous(),
               "active_query_attention: ", name, " must be contiguous [n] int64");
   check_offsets(cu, rows.size(0), cu_seqlens.size(), "its offsets");
+  if (!rows.is_cpu()) return;  // reading them would make the host wait
   const int64_t* row = rows.const_data_ptr<int64_t>();
   for (size_t b = 0; b + 1 < cu.size(); ++b) {
     for (int64_t i = cu[b]; i < cu[b + 1]; ++i) {
@@ -51,16 +52,20 @@ void check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                const OptionalTensor& bias) {
   TORCH_CHECK(q.dim() == 3 && k.dim() == 3 && v.dim() == 3,
               "active_query_attention: q, k and v must be [rows, heads, head_dim]");
-  TORCH_CHECK(q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type() &&
-                  (q.scalar_type() == at::kFloat || q.scalar_type() == at::kDouble ||
-                   q.scalar_type() == at::kBFloat16),
-              "active_query_attention: q, k and v must be float32, float64 or bfloat16 alike");
+  TORCH_CHECK(
+      q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type() &&
+          (q.scalar_type() == at::kFloat || q.scalar_type() == at::kDouble ||
+           q.scalar_type() == at::kBFloat16 || (q.scalar_type() == at::kHalf && !q.is_cpu())),
+      "active_query_attention: q, k and v must be float32, float64 or bfloat16 alike");
   TORCH_CHECK(!bias || bias->dim() == 2, "active_query_attention: bias must be [queries, keys]");
 }
 
-at::Tensor forward_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                       const at::Tensor& active, at::IntArrayRef cu_active,
-                       at::IntArrayRef cu_seqlens, double scale, const OptionalTensor& bias) {
+}  // namespace
+
+at::Tensor active_query_attention_forward(const at::Tensor& q, const at::Tensor& k,
+                                          const at::Tensor& v, const at::Tensor& active,
+                                          at::IntArrayRef cu_active, at::IntArrayRef cu_seqlens,
+                                          double scale, const OptionalTensor& bias) {
   check_qkv(q, k, v, bias);
   TORCH_CHECK(k.sizes() == v.sizes() && q.size(0) == k.size(0) && q.size(2) == k.size(2) &&
                   k.size(1) > 0 && q.size(1) % k.size(1) == 0,
@@ -72,6 +77,29 @@ at::Tensor forward_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tenso
   const std::vector<int64_t> cu = cu_seqlens.vec();
   return attention(q.contiguous(), k.contiguous(), v.contiguous(), cu, cu, scale, bias);
 }
+
+void check_active_query_attention_backward(
+    const at::Tensor& grad, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+    const at::Tensor& keys, at::IntArrayRef cu_keys, at::IntArrayRef cu_q, at::IntArrayRef cu_k,
+    const OptionalTensor& bias, const OptionalTensor& queries, at::IntArrayRef cu_queries,
+    const OptionalTensor& out, const OptionalTensor& lse) {
+  check_qkv(q, k, v, bias);
+  TORCH_CHECK(grad.dim() == 2 && grad.size(0) == q.size(0) &&
+                  grad.size(1) == q.size(1) * q.size(2) && grad.scalar_type() == q.scalar_type(),
+              "active_query_attention: grad must be [m, H * d] like q ", q.sizes(), "; got ",
+              grad.sizes());
+  check_offsets(cu_k, k.size(0), cu_k.size(), "cu_k");
+  check_offsets(cu_q, q.size(0), cu_k.size(), "cu_q");
+  check_rows(keys, cu_keys, cu_k, "keys");
+  if (queries) check_rows(*queries, cu_queries, cu_q, "queries");
+  TORCH_CHECK(
+      out.has_value() == lse.has_value() &&
+          (!out || (out->sizes() == grad.sizes() && lse->dim() == 2 && lse->size(0) == q.size(0) &&
+                    lse->size(1) == q.size(1) && lse->scalar_type() == at::kFloat)),
+      "active_query_attention: out [m, H * d] and lse [m, H] float32 come together");
+}
+
+namespace {
 
 at::Tensor forward_meta(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                         const at::Tensor&, at::IntArrayRef, at::IntArrayRef, double,
@@ -106,16 +134,11 @@ Three backward_cpu(const at::Tensor& grad, const at::Tensor& q, const at::Tensor
                    const at::Tensor& v, const at::Tensor& keys, at::IntArrayRef cu_keys,
                    at::IntArrayRef cu_q, at::IntArrayRef cu_k, double scale,
                    const OptionalTensor& bias, const OptionalTensor& queries,
-                   at::IntArrayRef cu_queries) {
-  check_qkv(q, k, v, bias);
+                   at::IntArrayRef cu_queries, const OptionalTensor& out,
+                   const OptionalTensor& lse) {
+  check_active_query_attention_backward(grad, q, k, v, keys, cu_keys, cu_q, cu_k, bias, queries,
+                                        cu_queries, out, lse);
   const int64_t heads = q.size(1), groups = k.size(1), width = q.size(2);
-  TORCH_CHECK(grad.dim() == 2 && grad.size(0) == q.size(0) && grad.size(1) == heads * width,
-              "active_query_attention: grad must be [m, H * d] for q ", q.sizes(), "; got ",
-              grad.sizes());
-  check_offsets(cu_k, k.size(0), cu_k.size(), "cu_k");
-  check_offsets(cu_q, q.size(0), cu_k.size(), "cu_q");
-  check_rows(keys, cu_keys, cu_k, "keys");
-  if (queries) check_rows(*queries, cu_queries, cu_q, "queries");
   const int64_t repeat = heads / groups;
   at::Tensor dq = at::empty({queries ? queries->size(0) : q.size(0), heads, width}, q.options());
   at::Tensor dk = at::empty({keys.size(0), groups, width}, k.options()), dv = at::empty_like(dk);
@@ -185,7 +208,8 @@ Three backward_cpu(const at::Tensor& grad, const at::Tensor& q, const at::Tensor
 Three backward_meta(const at::Tensor&, const at::Tensor& q, const at::Tensor& k,
                     const at::Tensor& v, const at::Tensor& keys, at::IntArrayRef, at::IntArrayRef,
                     at::IntArrayRef, double, const OptionalTensor& bias,
-                    const OptionalTensor& queries, at::IntArrayRef) {
+                    const OptionalTensor& queries, at::IntArrayRef, const OptionalTensor&,
+                    const OptionalTensor&) {
   check_qkv(q, k, v, bias);
   const auto like = [](const at::Tensor& t, const c10::SymInt& rows) {
     return at::empty_symint({rows, t.sym_size(1), t.sym_size(2)}, t.options());
@@ -197,7 +221,8 @@ Three backward_meta(const at::Tensor&, const at::Tensor& q, const at::Tensor& k,
 at::Tensor call_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                         const at::Tensor& active, at::IntArrayRef cu_active,
                         at::IntArrayRef cu_seqlens, double scale, const OptionalTensor& bias) {
-  static auto op = find_op<decltype(forward_cpu)>("tabes::active_query_attention");
+  static auto op =
+      find_op<decltype(active_query_attention_forward)>("tabes::active_query_attention");
   return op.call(q, k, v, active, cu_active, cu_seqlens, scale, bias);
 }
 
@@ -205,9 +230,11 @@ Three call_backward(const at::Tensor& grad, const at::Tensor& q, const at::Tenso
                     const at::Tensor& v, const at::Tensor& keys, at::IntArrayRef cu_keys,
                     at::IntArrayRef cu_q, at::IntArrayRef cu_k, double scale,
                     const OptionalTensor& bias, const OptionalTensor& queries,
-                    at::IntArrayRef cu_queries) {
+                    at::IntArrayRef cu_queries, const OptionalTensor& out,
+                    const OptionalTensor& lse) {
   static auto op = find_op<decltype(backward_cpu)>("tabes::active_query_attention_backward");
-  return op.call(grad, q, k, v, keys, cu_keys, cu_q, cu_k, scale, bias, queries, cu_queries);
+  return op.call(grad, q, k, v, keys, cu_keys, cu_q, cu_k, scale, bias, queries, cu_queries, out,
+                 lse);
 }
 
 // With the active rows gathered the adjoint works on them alone; the other rows' gradients are 0.
@@ -233,9 +260,10 @@ class Differentiable : public torch::autograd::Function<Differentiable> {
     const auto cu_seqlens = context->saved_data["cu_seqlens"].toIntVector();
     OptionalTensor bias;
     if (saved[4].defined()) bias = saved[4].index_select(0, active);
-    const auto [dq, dk, dv] = call_backward(
-        grads[0].index_select(0, active), q.index_select(0, active), k, v, active, cu_active,
-        cu_active, cu_seqlens, context->saved_data["scale"].toDouble(), bias, std::nullopt, {});
+    const auto [dq, dk, dv] =
+        call_backward(grads[0].index_select(0, active), q.index_select(0, active), k, v, active,
+                      cu_active, cu_active, cu_seqlens, context->saved_data["scale"].toDouble(),
+                      bias, std::nullopt, {}, std::nullopt, std::nullopt);
     const auto spread = [&](const at::Tensor& all, const at::Tensor& rows) {
       return at::zeros_like(all).index_copy(0, active, rows);
     };
@@ -258,10 +286,11 @@ TORCH_LIBRARY_FRAGMENT(tabes, m) {
   m.def(
       "active_query_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor keys, "
       "int[] cu_keys, int[] cu_q, int[] cu_k, float scale, Tensor? bias=None, "
-      "Tensor? queries=None, int[] cu_queries=[]) -> (Tensor, Tensor, Tensor)");
+      "Tensor? queries=None, int[] cu_queries=[], Tensor? out=None, Tensor? lse=None) "
+      "-> (Tensor, Tensor, Tensor)");
 }
 TORCH_LIBRARY_IMPL(tabes, CPU, m) {
-  m.impl("active_query_attention", forward_cpu);
+  m.impl("active_query_attention", active_query_attention_forward);
   m.impl("active_query_attention_backward", backward_cpu);
 }
 TORCH_LIBRARY_IMPL(tabes, Meta, m) {
@@ -276,9 +305,10 @@ AttentionGradient active_query_attention_backward(
     const at::Tensor& grad, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     const at::Tensor& keys, at::IntArrayRef cu_keys, at::IntArrayRef cu_q, at::IntArrayRef cu_k,
     double scale, const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& queries,
-    at::IntArrayRef cu_queries) {
-  auto [dq, dk, dv] =
-      call_backward(grad, q, k, v, keys, cu_keys, cu_q, cu_k, scale, bias, queries, cu_queries);
+    at::IntArrayRef cu_queries, const std::optional<at::Tensor>& out,
+    const std::optional<at::Tensor>& lse) {
+  auto [dq, dk, dv] = call_backward(grad, q, k, v, keys, cu_keys, cu_q, cu_k, scale, bias, queries,
+                                    cu_queries, out, lse);
   return {dq, dk, dv};
 }
 

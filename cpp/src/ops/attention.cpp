@@ -1,3 +1,5 @@
+#include <ATen/ops/_scaled_dot_product_efficient_attention.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
 #include <ATen/ops/baddbmm.h>
 #include <ATen/ops/bmm.h>
@@ -9,6 +11,26 @@
 
 namespace tabes::ops {
 namespace {
+
+// On a GPU, out [b, H, n, d] with its log-sum-exp [b, H, n]; undefined where no kernel gives both.
+KeptAttention attend_kept(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                          double scale) {
+  if (q.is_cpu() || q.scalar_type() == at::kDouble || q.size(3) % 8 != 0 || q.size(3) > 256) {
+    return {};
+  }
+  if (q.scalar_type() != at::kFloat) {
+    const auto result = at::_scaled_dot_product_flash_attention(q, k, v, 0.0, false, false, scale);
+    return {std::get<0>(result), std::get<1>(result)};
+  }
+  // This kernel has no grouped heads, and pads the log-sum-exp to a multiple of 32 queries.
+  const int64_t repeat = q.size(1) / k.size(1);
+  const auto each = [&](const at::Tensor& t) {
+    return repeat == 1 ? t : t.repeat_interleave(repeat, 1);
+  };
+  const auto result = at::_scaled_dot_product_efficient_attention(
+      q, each(k), each(v), std::nullopt, /*compute_log_sumexp=*/true, 0.0, false, scale);
+  return {std::get<0>(result), std::get<1>(result).narrow(2, 0, q.size(2))};
+}
 
 // q [b, H, n, d], k and v [b, Hkv, L, d], bias [b, 1, n, L] -> [b, H, n, d]. Which route is fastest
 // was measured on one core at L = 36..512: the flash kernel for float32, plain products for
@@ -34,14 +56,12 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   return at::bmm(score, v.reshape({b * groups, length, d})).view({b, heads, n, d});
 }
 
-}  // namespace
-
-at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+KeptAttention ragged(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const std::vector<int64_t>& cu_q, const std::vector<int64_t>& cu_k,
-                     double scale, const std::optional<at::Tensor>& bias) {
+                     double scale, const std::optional<at::Tensor>& bias, bool keep) {
   const int64_t heads = q.size(1), width = q.size(2), groups = k.size(1);
   const int64_t batch = static_cast<int64_t>(cu_k.size()) - 1;
-  at::Tensor out;
+  KeptAttention all;
   for (int64_t b = 0; b < batch;) {
     // Neighbours of equal lengths are one call.
     const int64_t n = cu_q[b + 1] - cu_q[b], length = cu_k[b + 1] - cu_k[b];
@@ -59,17 +79,39 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
         offsets =
             bias->narrow(0, cu_q[b], count * n).narrow(1, 0, length).reshape({count, 1, n, length});
       }
-      const at::Tensor mixed = attend(part(q, cu_q[b], n, heads), part(k, cu_k[b], length, groups),
-                                      part(v, cu_k[b], length, groups), scale, offsets)
-                                   .transpose(1, 2)
-                                   .reshape({count * n, heads * width});
-      if (count == batch) return mixed;
-      if (!out.defined()) out = at::empty({q.size(0), heads * width}, q.options());
-      out.narrow(0, cu_q[b], count * n).copy_(mixed);
+      const at::Tensor own_q = part(q, cu_q[b], n, heads), own_k = part(k, cu_k[b], length, groups),
+                       own_v = part(v, cu_k[b], length, groups);
+      KeptAttention piece;
+      if (keep) piece = attend_kept(own_q, own_k, own_v, scale);
+      if (!piece.out.defined()) piece.out = attend(own_q, own_k, own_v, scale, offsets);
+      piece.out = piece.out.transpose(1, 2).reshape({count * n, heads * width});
+      if (piece.lse.defined()) piece.lse = piece.lse.transpose(1, 2).reshape({count * n, heads});
+      if (count == batch) return piece;
+      if (!all.out.defined()) {
+        all.out = at::empty({q.size(0), heads * width}, q.options());
+        if (piece.lse.defined()) all.lse = at::empty({q.size(0), heads}, piece.lse.options());
+      }
+      all.out.narrow(0, cu_q[b], count * n).copy_(piece.out);
+      if (piece.lse.defined()) all.lse.narrow(0, cu_q[b], count * n).copy_(piece.lse);
     }
     b = end;
   }
-  return out.defined() ? out : at::empty({q.size(0), heads * width}, q.options());
+  if (!all.out.defined()) all.out = at::empty({q.size(0), heads * width}, q.options());
+  return all;
+}
+
+}  // namespace
+
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const std::vector<int64_t>& cu_q, const std::vector<int64_t>& cu_k,
+                     double scale, const std::optional<at::Tensor>& bias) {
+  return ragged(q, k, v, cu_q, cu_k, scale, bias, /*keep=*/false).out;
+}
+
+KeptAttention attention_kept(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                             const std::vector<int64_t>& cu_q, const std::vector<int64_t>& cu_k,
+                             double scale) {
+  return ragged(q, k, v, cu_q, cu_k, scale, std::nullopt, /*keep=*/true);
 }
 
 }  // namespace tabes::ops

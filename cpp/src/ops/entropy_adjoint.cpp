@@ -2,10 +2,10 @@
 #include <torch/library.h>
 
 #include "ops/call.h"
+#include "ops/meta.h"
 #include "ops/ops.h"
 
 namespace tabes::ops {
-namespace {
 
 void entropy_adjoint_meta(const at::Tensor& logits, const at::Tensor& argmax,
                           const at::Tensor& max_prob, const at::Tensor& entropy,
@@ -24,6 +24,8 @@ void entropy_adjoint_meta(const at::Tensor& logits, const at::Tensor& argmax,
   check(entropy, real, "entropy");
   check(weight, real, "weight");
 }
+
+namespace {
 
 void entropy_adjoint_cpu(const at::Tensor& logits, const at::Tensor& argmax,
                          const at::Tensor& max_prob, const at::Tensor& entropy,

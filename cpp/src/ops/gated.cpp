@@ -4,10 +4,10 @@
 #include <torch/library.h>
 
 #include "ops/call.h"
+#include "ops/meta.h"
 #include "ops/ops.h"
 
 namespace tabes::ops {
-namespace {
 
 cpu::Gate gate_named(c10::string_view act) {
   if (act == "silu") return cpu::Gate::silu;
@@ -22,6 +22,17 @@ at::Tensor gated_meta(const at::Tensor& x, c10::string_view act) {
   return at::empty({x.size(0), x.size(1) / 2}, x.options());
 }
 
+at::Tensor gated_backward_meta(const at::Tensor& grad, const at::Tensor& x, c10::string_view act) {
+  gated_meta(x, act);
+  TORCH_CHECK(grad.dim() == 2 && grad.is_contiguous() && grad.size(0) == x.size(0) &&
+                  2 * grad.size(1) == x.size(1) && grad.scalar_type() == x.scalar_type(),
+              "gated_backward: grad must be contiguous [R, F] for x ", x.sizes(), "; got ",
+              grad.sizes());
+  return at::empty_like(x);
+}
+
+namespace {
+
 at::Tensor gated_cpu(const at::Tensor& x, c10::string_view act) {
   at::Tensor y = gated_meta(x, act);
   const int64_t n = y.size(1);
@@ -35,15 +46,6 @@ at::Tensor gated_cpu(const at::Tensor& x, c10::string_view act) {
     });
   });
   return y;
-}
-
-at::Tensor gated_backward_meta(const at::Tensor& grad, const at::Tensor& x, c10::string_view act) {
-  gated_meta(x, act);
-  TORCH_CHECK(grad.dim() == 2 && grad.is_contiguous() && grad.size(0) == x.size(0) &&
-                  2 * grad.size(1) == x.size(1) && grad.scalar_type() == x.scalar_type(),
-              "gated_backward: grad must be contiguous [R, F] for x ", x.sizes(), "; got ",
-              grad.sizes());
-  return at::empty_like(x);
 }
 
 at::Tensor gated_backward_cpu(const at::Tensor& grad, const at::Tensor& x, c10::string_view act) {

@@ -66,13 +66,23 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
                      const std::vector<int64_t>& cu_q, const std::vector<int64_t>& cu_k,
                      double scale, const std::optional<at::Tensor>& bias = std::nullopt);
 
+// The same without a bias, with the log-sum-exp of each query's scores, [n, H] float32, where its
+// adjoint can use it: on a GPU. Undefined otherwise.
+struct KeptAttention {
+  at::Tensor out, lse;
+};
+KeptAttention attention_kept(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                             const std::vector<int64_t>& cu_q, const std::vector<int64_t>& cu_k,
+                             double scale);
+
 // The adjoint of that attention where it counts (ActiveQueryAttention of TABES, arXiv 2602.00250):
 // q [m, H, d] and grad [m, H * d] are the active queries and the gradient of their outputs; keys
 // (k, v) are all there. `keys` [nk] are the rows whose dk and dv are wanted, those of sequence b
 // being cu_keys[b]..cu_keys[b+1]; every other query counts as a constant.
 //   dq [m, H, d] over all keys; dk, dv [nk, Hkv, d] from the given queries.
 // `queries`, if given, says for which of the m queries dq is wanted (increasing; cu_queries offsets
-// them by sequence), and dq has those rows only.
+// them by sequence), and dq has those rows only. `out` [m, H * d] and `lse` [m, H] are what
+// attention_kept gave for these queries; the CPU does without, a GPU would compute them anew.
 struct AttentionGradient {
   at::Tensor dq, dk, dv;
 };
@@ -80,6 +90,8 @@ AttentionGradient active_query_attention_backward(
     const at::Tensor& grad, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     const at::Tensor& keys, at::IntArrayRef cu_keys, at::IntArrayRef cu_q, at::IntArrayRef cu_k,
     double scale, const std::optional<at::Tensor>& bias = std::nullopt,
-    const std::optional<at::Tensor>& queries = std::nullopt, at::IntArrayRef cu_queries = {});
+    const std::optional<at::Tensor>& queries = std::nullopt, at::IntArrayRef cu_queries = {},
+    const std::optional<at::Tensor>& out = std::nullopt,
+    const std::optional<at::Tensor>& lse = std::nullopt);
 
 }  // namespace tabes::ops

@@ -3,10 +3,10 @@
 #include <torch/library.h>
 
 #include "ops/call.h"
+#include "ops/meta.h"
 #include "ops/ops.h"
 
 namespace tabes::ops {
-namespace {
 
 at::Tensor rms_norm_meta(const at::Tensor& x, const at::Tensor& weight, double) {
   TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1 && weight.dim() == 1 && weight.is_contiguous() &&
@@ -17,6 +17,17 @@ at::Tensor rms_norm_meta(const at::Tensor& x, const at::Tensor& weight, double) 
               accumulate_type(x.scalar_type()), " for x of ", x.scalar_type());
   return at::empty({x.size(0), x.size(1)}, x.options());
 }
+
+at::Tensor rms_norm_backward_meta(const at::Tensor& grad, const at::Tensor& x,
+                                  const at::Tensor& weight, double eps) {
+  at::Tensor dx = rms_norm_meta(x, weight, eps);
+  TORCH_CHECK(
+      grad.is_contiguous() && grad.sizes() == x.sizes() && grad.scalar_type() == x.scalar_type(),
+      "rms_norm_backward: grad must be contiguous and like x ", x.sizes(), "; got ", grad.sizes());
+  return dx;
+}
+
+namespace {
 
 at::Tensor rms_norm_cpu(const at::Tensor& x, const at::Tensor& weight, double eps) {
   at::Tensor y = rms_norm_meta(x, weight, eps);
@@ -32,15 +43,6 @@ at::Tensor rms_norm_cpu(const at::Tensor& x, const at::Tensor& weight, double ep
     });
   });
   return y;
-}
-
-at::Tensor rms_norm_backward_meta(const at::Tensor& grad, const at::Tensor& x,
-                                  const at::Tensor& weight, double eps) {
-  at::Tensor dx = rms_norm_meta(x, weight, eps);
-  TORCH_CHECK(
-      grad.is_contiguous() && grad.sizes() == x.sizes() && grad.scalar_type() == x.scalar_type(),
-      "rms_norm_backward: grad must be contiguous and like x ", x.sizes(), "; got ", grad.sizes());
-  return dx;
 }
 
 at::Tensor rms_norm_backward_cpu(const at::Tensor& grad, const at::Tensor& x,

@@ -2,13 +2,13 @@
 #include <torch/library.h>
 
 #include "ops/call.h"
+#include "ops/meta.h"
 #include "ops/ops.h"
 
 namespace tabes::ops {
-namespace {
 
-void check(const at::Tensor& x, int64_t heads, const at::Tensor& cos, const at::Tensor& sin,
-           const at::Tensor& positions) {
+void rope_meta(const at::Tensor& x, int64_t heads, const at::Tensor& cos, const at::Tensor& sin,
+               const at::Tensor& positions, bool) {
   TORCH_CHECK(x.dim() == 2 && x.stride(1) == 1 && cos.dim() == 2 && cos.is_contiguous() &&
                   sin.is_contiguous() && sin.sizes() == cos.sizes() && positions.dim() == 1 &&
                   positions.is_contiguous() && positions.scalar_type() == at::kLong &&
@@ -22,14 +22,11 @@ void check(const at::Tensor& x, int64_t heads, const at::Tensor& cos, const at::
               type, " for x of ", x.scalar_type());
 }
 
-void rope_meta(const at::Tensor& x, int64_t heads, const at::Tensor& cos, const at::Tensor& sin,
-               const at::Tensor& positions, bool) {
-  check(x, heads, cos, sin, positions);
-}
+namespace {
 
 void rope_cpu(const at::Tensor& x, int64_t heads, const at::Tensor& cos, const at::Tensor& sin,
               const at::Tensor& positions, bool inverse) {
-  check(x, heads, cos, sin, positions);
+  rope_meta(x, heads, cos, sin, positions, inverse);
   const int64_t half = cos.size(1);
   const int64_t* position = positions.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < x.size(0); ++i) {

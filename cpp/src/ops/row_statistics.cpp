@@ -5,14 +5,13 @@
 #include <tuple>
 
 #include "ops/call.h"
+#include "ops/meta.h"
 #include "ops/ops.h"
 
 namespace tabes::ops {
-namespace {
 
-using Five = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
-Five row_statistics_meta(const at::Tensor& logits) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> row_statistics_meta(
+    const at::Tensor& logits) {
   TORCH_CHECK(logits.dim() == 2 && logits.is_contiguous() && logits.size(1) > 0,
               "row_statistics: logits must be contiguous [n, V] with V > 0; got ", logits.sizes());
   const auto real = logits.options().dtype(accumulate_type(logits.scalar_type()));
@@ -21,6 +20,10 @@ Five row_statistics_meta(const at::Tensor& logits) {
   };
   return {one(real), one(real), one(real), one(real), one(logits.options().dtype(at::kLong))};
 }
+
+namespace {
+
+using Five = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 Five row_statistics_cpu(const at::Tensor& logits) {
   Five result = row_statistics_meta(logits);

@@ -7,10 +7,10 @@
 #include <numeric>
 
 #include "ops/call.h"
+#include "ops/meta.h"
 #include "ops/ops.h"
 
 namespace tabes::ops {
-namespace {
 
 at::Tensor sample_rows_meta(const at::Tensor& logits, const at::Tensor& uniforms,
                             double temperature, int64_t top_k, double top_p) {
@@ -23,6 +23,8 @@ at::Tensor sample_rows_meta(const at::Tensor& logits, const at::Tensor& uniforms
               "sample_rows: needs temperature > 0, top_k >= 0 and top_p in (0, 1]");
   return at::empty({logits.size(0)}, logits.options().dtype(at::kLong));
 }
+
+namespace {
 
 // The index at which the running sum of weight[order[0]], weight[order[1]], ... passes `target`;
 // the last index of positive weight if rounding keeps the sum below it.

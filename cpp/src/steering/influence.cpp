@@ -8,6 +8,7 @@
 #include <limits>
 #include <numeric>
 
+#include "batch/forbidden.h"
 #include "batch/rows.h"
 #include "messages.h"
 #include "ops/ops.h"
@@ -57,13 +58,7 @@ Question::Question(const Denoiser& model, const std::vector<at::Tensor>& sequenc
     refuse("there are ", tokens.size(), " sequences but ", candidate_lists.size(),
            " lists of candidates and ", probe_lists.size(), " of probes");
   }
-  std::vector<int64_t> ids = forbidden_ids;
-  ids.push_back(info.mask_token_id);
-  for (const int64_t id : ids) {
-    if (id >= 0 && id < info.vocab_size) continue;
-    refuse("forbidden token ", id, " is outside the vocabulary of ", info.vocab_size);
-  }
-  forbidden = to_tensor(ids, info.device);
+  forbidden = to_tensor(checked_forbidden(info, forbidden_ids), info.device);
   std::vector<const HostTokens*> pointers;
   std::vector<int64_t> c_rows, p_rows, cu_c{0}, cu_p{0};
   int64_t offset = 0;

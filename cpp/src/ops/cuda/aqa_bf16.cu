@@ -1,0 +1,9 @@
+#include "ops/cuda/aqa_launch.h"
+
+namespace tabes::gpu {
+
+int launch_aqa_bf16(const AqaParams& p, int head_dim, const AqaGrid& grid, void* stream) {
+  return launch_aqa<BFloat16>(p, head_dim, grid, stream);
+}
+
+}  // namespace tabes::gpu

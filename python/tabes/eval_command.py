@@ -1,0 +1,230 @@
+"""``tabes eval``: public tasks on a checkpoint, with exact cost and paired outcomes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tabes._core import InputError
+from tabes.evaluation.data import Data, read_file
+from tabes.evaluation.execution import Limits
+from tabes.evaluation.runner import Progress, Report, evaluate, prepare
+from tabes.evaluation.settings import PRESETS, Settings
+from tabes.evaluation.tasks import Prompting, task_names
+from tabes.model import load
+
+
+def add_command(commands: Any) -> None:
+    """Adds the command to the subparsers of ``tabes``."""
+    command = commands.add_parser(
+        "eval",
+        help="run public tasks on a checkpoint",
+        description="Run tasks on a checkpoint and write outcomes and results with their exact "
+        "cost. Started again with the same arguments it goes on where it stopped. With "
+        "lm-evaluation-harness and its tasks: python -m tabes.harness --help.",
+    )
+    command.add_argument("model", metavar="CHECKPOINT", help="checkpoint folder")
+    command.add_argument("--device", default="cpu", help="cpu (default) or a CUDA device")
+    command.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float64")
+    command.add_argument("--mask-token-id", type=int, metavar="ID")
+    command.add_argument(
+        "--tasks", "-t", required=True, metavar="NAMES", help=f"of {', '.join(task_names())}"
+    )
+    command.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="[TASK=]FILE",
+        help="a .jsonl or .csv file with the fields of the task's public data; without it that "
+        "data comes from the Hugging Face hub (sudoku: from a generator)",
+    )
+    command.add_argument("--out", "-o", metavar="FOLDER", help="(tabes-eval/CHECKPOINT)")
+    command.add_argument("--limit", type=int, metavar="N", help="only the first N examples")
+    command.add_argument("--batch-size", type=int, default=1, metavar="N", help="(1)")
+    command.add_argument("--json", action="store_true", help="the results on stdout")
+    _add_settings(command)
+    _add_prompting(command)
+    group = command.add_argument_group("tasks that run programs of the model")
+    group.add_argument(
+        "--allow-code-execution", action="store_true", help="allow it; best in a container"
+    )
+    group.add_argument("--code-seconds", type=float, default=Limits.seconds, metavar="S")
+    group.add_argument("--code-memory", type=int, default=Limits.memory_mib, metavar="MIB")
+    command.set_defaults(run=_run)
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("decoding", "what is not given comes from the preset")
+    group.add_argument(
+        "--preset",
+        default="paper",
+        choices=list(PRESETS),
+        help="paper: 256 tokens, 128 steps, blocks of 32 (default); one-a-step: 256 steps",
+    )
+
+    def add(*names: str, **keywords: Any) -> None:
+        group.add_argument(*names, default=argparse.SUPPRESS, **keywords)
+
+    add("--gen-length", "--max-new-tokens", type=int, metavar="N")
+    add("--steps", type=int, metavar="N")
+    add("--block-length", "--block-size", type=_block, metavar="N", help="a number, or none")
+    add("--policy", "--alg", "--remasking", metavar="NAME", help="which positions come first")
+    group.add_argument(
+        "--policy-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the policy, as alpha=0.25;0.5 of boe (help(tabes.BoE)); repeat it",
+    )
+    add("--temperature", type=float, metavar="T")
+    add("--top-p", type=float, metavar="P")
+    add("--top-k", type=int, metavar="K")
+    add("--cfg-scale", type=float, metavar="S")
+    add("--seed", type=int)
+    add("--logits-eos-inf", action="store_true", help="never write end tokens")
+    add("--confidence-eos-eot-inf", action="store_true", help="reveal end tokens last")
+
+
+def _add_prompting(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("prompts", "each of these changes the protocol's name")
+    group.add_argument(
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        help="use the checkpoint's chat template (if it has one)",
+    )
+    group.add_argument("--template", metavar="FILE", help="text with {question} where that goes")
+    group.add_argument("--prefill", metavar="TEXT", help="what the reply starts with")
+    group.add_argument("--shots", type=int, metavar="N", help="worked examples (sudoku: 5)")
+
+
+def _block(text: str) -> int | None:
+    return None if text.lower() == "none" else int(text)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    # All input is read first: a large model is not loaded only to complain about a file.
+    names = [name for name in arguments.tasks.replace(",", " ").split() if name]
+    prompting = Prompting(
+        arguments.chat, _template(arguments.template), arguments.prefill, arguments.shots
+    )
+    limits = Limits(arguments.code_seconds, arguments.code_memory)
+    prepare(names, prompting, limits, arguments.allow_code_execution)
+    settings = _settings(arguments)
+    data = _data(arguments.data, names)
+    model = load(
+        arguments.model, arguments.device, arguments.dtype, mask_token_id=arguments.mask_token_id
+    )
+    out = (
+        Path("tabes-eval") / Path(arguments.model).resolve().name
+        if arguments.out is None
+        else Path(arguments.out)
+    )
+    with _bar() as progress:
+        report = evaluate(
+            model,
+            names,
+            settings,
+            out,
+            data=data,
+            prompting=prompting,
+            limit=arguments.limit,
+            batch_size=arguments.batch_size,
+            allow_code_execution=arguments.allow_code_execution,
+            limits=limits,
+            progress=progress,
+        )
+    if arguments.json:
+        print(json.dumps(report.values, ensure_ascii=False, allow_nan=False))
+    else:
+        _print(report)
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    values: dict[str, Any] = {}
+    for name in vars(PRESETS["paper"]):
+        if name in arguments:
+            values[name] = getattr(arguments, name)
+    for option in arguments.policy_option:
+        name, equals, value = option.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise InputError(f"--policy-option {option!r}: write NAME=VALUE")
+        if name in values:
+            raise InputError(f"--policy-option {name} is given twice")
+        values[name] = value.strip()
+    return Settings.of(values, PRESETS[arguments.preset])
+
+
+def _template(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--template {path}: {error}") from error
+
+
+def _data(given: list[str], tasks: list[str]) -> dict[str, Data]:
+    """The files by task; with one task its name may be left out."""
+    data: dict[str, Data] = {}
+    for text in given:
+        task, equals, file = text.partition("=")
+        if not equals or task not in task_names():
+            task, file = tasks[0], text
+            if len(set(tasks)) > 1:
+                raise InputError(f"--data {text}: with several tasks write TASK={text}")
+        if task in data:
+            raise InputError(f"--data {text}: {task} has a file already")
+        data[task] = read_file(Path(file))
+    return data
+
+
+@contextmanager
+def _bar() -> Iterator[Progress | None]:
+    """A progress bar over examples, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    with Bars(
+        "{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as bars:
+        known: dict[str, Any] = {}
+
+        def progress(task: str, done: int, total: int) -> None:
+            if task not in known:
+                known[task] = bars.add_task(task, total=total, completed=done)
+            bars.update(known[task], completed=done)
+
+        yield progress
+
+
+def _print(report: Report) -> None:
+    for name, task in report.values["tasks"].items():
+        cost = task["cost"]
+        for metric, value in task["metrics"].items():
+            print(
+                f"{name} {metric} {value['mean']:.4f} "
+                f"(95 % interval {value['low']:.4f} to {value['high']:.4f}), "
+                f"{task['examples']} examples"
+            )
+        print(f"  protocol: {task['protocol']}")
+        print(
+            f"  cost: {cost['forward_equivalents']:.2f} forward-equivalents, "
+            f"{cost['forward_rows']} forward, {cost['backward_rows']} backward and "
+            f"{cost['head_rows']} head rows, {cost['seconds']:.1f} s"
+        )
+    print(f"{report.results}\n{report.outcomes}")

@@ -160,7 +160,7 @@ def test_policies_of_settings() -> None:
     assert not available("no_such")
     for spec, message in (
         (Spec("no_such"), "no_such"),
-        (Spec("boe", {"alpa": 1}), "policy boe does not take alpa=1"),
+        (Spec("boe", {"alpa": 1}), "'alpa': did you mean 'alpha'"),
         (Spec("boe", {"alpha": 7.0}), "alpha"),
         (Spec("confidence", {"tau": 1}), "confidence"),
     ):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tabes._core import BoE, Decision, InputError, Policy, StepContext, policy_names
+from tabes._core import BoE, Decision, Policy, StepContext, policy_names
 from tabes.policies import BOE_SETTINGS, make_policy
 
 NO_TIS = "boe_no_tis"
@@ -118,15 +118,9 @@ def policy_from(spec: Spec) -> Policy:
 
     Raises InputError for a policy or an option that does not exist or is out of range.
     """
-    options = dict(spec.options)
-    try:
-        if spec.policy == NO_TIS:
-            return WithoutInfluence(BoE(**options))
-        return make_policy(spec.policy, **options)
-    except TypeError as error:
-        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        reason = str(error).splitlines()[0]
-        raise InputError(f"policy {spec.policy} does not take {given}: {reason}") from None
+    if spec.policy == NO_TIS:
+        return WithoutInfluence(BoE(**spec.options))
+    return make_policy(spec.policy, **spec.options)
 
 
 def effective(spec: Spec) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ class Result:
     Attributes:
         forward_equivalents: all forward and backward rows over all tokens.
         plain_equivalents: seconds in plain confidence steps of the same sequences, timed in the
-            same process.
+            same process; the median over slices.
         cpu_equivalents: the same in processor time.
         examples: n; the first of the split that every seed has.
         texts: of the first seed, where the task keeps them.
@@ -84,9 +84,8 @@ def collect(
             for metric in metrics
         },
         forward_equivalents=float((forward + backward).sum() / length.sum()),
-        plain_equivalents=seconds / sum(row["plain_step_seconds"] for row in rows),
-        cpu_equivalents=sum(row["cpu_seconds"] for row in rows)
-        / sum(row["plain_step_cpu_seconds"] for row in rows),
+        plain_equivalents=_ratio(rows, "seconds", "plain_step_seconds"),
+        cpu_equivalents=_ratio(rows, "cpu_seconds", "plain_step_cpu_seconds"),
         forward_rows=float(forward.mean()),
         backward_rows=float(backward.mean()),
         head_rows=float(numbers("head_rows").mean()),
@@ -99,6 +98,11 @@ def collect(
         seeds=len(runs),
         texts=None if texts is None else [t for row in runs[0] for t in row["texts"]][:n],
     )
+
+
+def _ratio(rows: Sequence[dict[str, Any]], part: str, whole: str) -> float:
+    """The median: one slice during which the machine was busy elsewhere moves a mean far."""
+    return float(np.median([row[part] / row[whole] for row in rows]))
 
 
 def _from_the_start(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ How to read this. Quality is the mean over the test examples with its 95 % boots
 resamples; where tokens are drawn at random, each example's outcomes are first averaged over seeds).
 *Forward-equivalents* are token rows through the model and its adjoint divided by the tokens of the
 sequences. *Time* is wall-clock time in plain confidence steps of the same
-sequences, timed in the same process right before each batch; *CPU time* is the same in processor
-time. Peak memory is of the process, model included.
+sequences, timed in the same process right before each batch, the median over slices of the
+examples; *CPU time* is the same in processor time. Peak memory is of the process, model included.
 
 Comparisons are paired, example by example, and made at equal cost: a rival's outcomes at a cost
 between two of its settings are the linear interpolation of its outcomes at the two, which is what a

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import tabes
 from tabes import eval_command, fidelity_command
 from tabes import trace as tracing
+from tabes.bench import command as bench_command
 from tabes.canvas import Bar, Canvas, Silence, View
 from tabes.generation import GenerateOutput, generate
 from tabes.inputs import Prompts
@@ -161,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_convert)
 
     fidelity_command.add_command(commands)
+    bench_command.add_command(commands)
     eval_command.add_command(commands)
 
     command = commands.add_parser(

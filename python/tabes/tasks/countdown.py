@@ -8,11 +8,15 @@ whole number from 0 to 9999, and of two summands or factors the larger stands fi
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+
+from tabes._core import InputError
 
 MOST = 9999  # of an intermediate result
 ANSWER_LENGTH = 24  # characters that hold every answer
@@ -28,6 +32,11 @@ class Question:
     @property
     def prompt(self) -> str:
         return f"{','.join(map(str, self.numbers))}={self.target}:"
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """The same for questions that differ in the order of their numbers only."""
+        return (*sorted(self.numbers), self.target)
 
 
 def apply(a: int, op: str, b: int) -> int | None:
@@ -114,3 +123,28 @@ def is_right(question: Question, answer: str) -> bool:
         if number == 0:
             left.append(stated)
     return not left and result == question.target
+
+
+def read_questions(path: Path) -> list[Question]:
+    """The questions of a public file: JSON lines such as
+    ``{"input": "30,100,93", "output": "23"}``."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            a, b, c = (int(part) for part in row["input"].split(","))
+            found.append(Question((a, b, c), int(row["output"])))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(
+                f"{path}: line {number} is no question: write it as "
+                '{"input": "30,100,93", "output": "23"}'
+            ) from None
+    if not found:
+        raise InputError(f"{path}: it holds no questions")
+    return found

@@ -6,11 +6,16 @@ model with relative positions knows where a cell lies; the letters also tell the
 
 from __future__ import annotations
 
+import csv
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tabes._core import InputError
 from tabes.text import MASK_LITERAL
 
 Cells = NDArray[np.int64]  # [size * size], row by row, 0 where empty
@@ -187,14 +192,74 @@ def puzzle(board: Board, solution: Cells, clues: int, rng: np.random.Generator) 
     return Puzzle(board, cells, solution) if left == clues else None
 
 
-def puzzles(size: int, clues: int, number: int, seed: int) -> list[Puzzle]:
-    """`number` puzzles with one solution each, a function of the seed."""
+def puzzles(
+    size: int,
+    clues: int,
+    number: int,
+    seed: int,
+    accept: Callable[[Cells], bool] = lambda _: True,
+) -> list[Puzzle]:
+    """`number` puzzles with one solution each, a function of the seed; of solved grids only those
+    that `accept` says yes to."""
     board = BOARDS[size]
     rng = np.random.default_rng([seed, size, clues])
     solver, nothing = Solver(board), np.zeros(size * size, dtype=np.int64)
     found: list[Puzzle] = []
     while len(found) < number:
-        one = puzzle(board, solver.solutions(nothing, 1, rng)[0], clues, rng)
+        solution = solver.solutions(nothing, 1, rng)[0]
+        one = puzzle(board, solution, clues, rng) if accept(solution) else None
         if one is not None:
             found.append(one)
     return found
+
+
+def read_puzzles(path: Path) -> list[Puzzle]:
+    """The puzzles of a public file: CSV with the columns ``Puzzle`` and ``Solution``, the digits of
+    a board row by row, 0 where empty. Such puzzles may have more than one solution."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}") from error
+    found = []
+    for number, row in enumerate(rows, 1):
+        clues, solution = row.get("Puzzle") or "", row.get("Solution") or ""
+        board = BOARDS.get(math.isqrt(len(clues)))
+        if (
+            board is None
+            or len(clues) != board.size**2
+            or len(solution) != len(clues)
+            or not (clues + solution).isdecimal()
+        ):
+            raise InputError(
+                f"{path}: row {number} is no board: give the columns Puzzle and Solution with 16, "
+                "36 or 81 digits each, 0 where the puzzle is empty"
+            )
+        given = np.array([int(c) for c in clues], dtype=np.int64)
+        filled = np.array([int(c) for c in solution], dtype=np.int64)
+        if not is_solved(board, given, filled):
+            raise InputError(f"{path}: the solution in row {number} does not solve its puzzle")
+        found.append(Puzzle(board, given, filled))
+    if not found:
+        raise InputError(f"{path}: it holds no puzzles")
+    return found
+
+
+def is_solved(board: Board, clues: Cells, cells: Cells) -> bool:
+    """Whether `cells` keep the clues and hold every digit once in each row, column and box. Any
+    solution counts, since public puzzles may have several."""
+    if bool(((clues > 0) & (clues != cells)).any()):
+        return False
+    every = list(range(1, board.size + 1))
+    return all(sorted(cells[unit].tolist()) == every for unit in board.units())
+
+
+def judge(one: Puzzle, text: str) -> tuple[bool, float]:
+    """Whether a finished text solves the puzzle, and the share of its empty cells that agree with
+    the stated solution."""
+    cells = one.board.cells(text)
+    if cells is None:
+        return False, 0.0
+    empty = one.clues == 0
+    agree = float((cells[empty] == one.solution[empty]).mean())
+    return is_solved(one.board, one.clues, cells), agree

@@ -92,9 +92,9 @@ Args:
     every: steer each sequence's every n-th step.
     min_masked: stop steering a sequence with fewer eligible rows.
 
-Defaults: n_candidates="3x", prefilter="confidence", alpha=0.4, tau=1.0, rule="product", gamma=1.0,
-weight=0.3, entropy_budget=0.0, anti_collapse=0.0, h_max=0.3, rho=1.0, probes="least_entropic",
-halo=0, context="frozen", adjoint="active", every=1, min_masked=0.
+Defaults: n_candidates="3x", prefilter="confidence", alpha=0.4, tau=1.0, rule="product",
+gamma=1.0, weight=0.3, entropy_budget=0.0, anti_collapse=0.0, h_max=0.3, rho=1.0,
+probes="least_entropic", halo=0, context="frozen", adjoint="active", every=1, min_masked=0.
 
 Raises InputError for a value of the wrong kind or out of range, and for an unknown name.)doc";
 

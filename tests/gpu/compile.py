@@ -26,8 +26,9 @@ WITHOUT_KERNELS = {"device_info.cu"}
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 
 # Bytes that ptxas may spill to the stack. The adjoint's sums and scores fill a thread's 255
-# registers from 128 numbers a head on; a few spilled addresses cost nothing there.
-SPILLS = {"AqaQueries": 64, "AqaKeys": 64}
+# registers from 128 numbers a head on; a few spilled addresses cost nothing there. Sample's block
+# of 512 is kept at 32 registers, so that four of them fit, at the price of some before its loops.
+SPILLS = {"AqaQueries": 64, "AqaKeys": 64, "Sample": 32}
 # Registers a thread: what a block's threads may share out of the 65,536 of a multiprocessor, and
 # for the kernels of rows, which wait for memory, that at least 1,024 threads are under way.
 REGISTERS = {"AqaQueries": 255, "AqaKeys": 255}

@@ -53,5 +53,6 @@ def test_every_kernel_compiles_within_limits() -> None:
         pytest.skip(reason)
     found = kernels.compile_all(nvcc)
     print(kernels.table(found, kernels.ARCHITECTURES))
-    assert {k.source for k in found} == {source.name for source in kernels.SOURCES}
+    names = {source.name for source in kernels.SOURCES}
+    assert {k.source for k in found} == names - kernels.WITHOUT_KERNELS
     assert [text for k in found if (text := k.excess())] == []

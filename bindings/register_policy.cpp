@@ -39,7 +39,8 @@ class PythonPolicy final : public Policy, public py::trampoline_self_life_suppor
   Decision decide(const StepContext& context) const override {
     const py::gil_scoped_acquire locked;
     const py::function whole = py::get_override(static_cast<const Policy*>(this), "decide");
-    if (whole) return returned<Decision>("decide", whole(seen_by_python(context)), "a tabes.Decision");
+    if (whole)
+      return returned<Decision>("decide", whole(seen_by_python(context)), "a tabes.Decision");
     const py::function score = py::get_override(static_cast<const Policy*>(this), "score");
     if (!score) throw InputError("a policy must define score(context) or decide(context)");
     return Decision(returned<at::Tensor>("score", score(seen_by_python(context)), "a tensor [n]"));
@@ -80,8 +81,7 @@ void register_policy(py::module_& m) {
       .def_property_readonly("cu_rows", [](const StepContext& c) { return c.eligible.cu_rows; })
       .def_property_readonly("predictions", [](const StepContext& c) { return c.predictions; })
       .def_property_readonly("revealed", [](const StepContext& c) { return c.revealed.rows; })
-      .def_property_readonly("cu_revealed",
-                             [](const StepContext& c) { return c.revealed.cu_rows; })
+      .def_property_readonly("cu_revealed", [](const StepContext& c) { return c.revealed.cu_rows; })
       .def_property_readonly("revealed_confidence",
                              [](const StepContext& c) { return c.revealed_confidence; })
       .def_property_readonly("place", [](const StepContext& c) { return c.place; })

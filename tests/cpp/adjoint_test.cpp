@@ -170,8 +170,8 @@ TEST_P(AdjointOf, FrozenPassesFollowTheTokensOfActiveRows) {
   const at::Tensor full = model->encode(changed, probes);
   EXPECT_TRUE(at::allclose(model->encode_active(changed, all_rows(changed), probes, *context), full,
                            1e-9, 1e-11));
-  EXPECT_TRUE(at::allclose(model->encode_active(changed, active, probes, *context), full, 1e-9,
-                           1e-11));
+  EXPECT_TRUE(
+      at::allclose(model->encode_active(changed, active, probes, *context), full, 1e-9, 1e-11));
   EXPECT_FALSE(at::allclose(full, before, 1e-6, 1e-8));
   // A context keeps the sequences that are asked for.
   const int64_t cut = batch.cu_seqlens[1];

@@ -27,8 +27,8 @@ struct StepRecord {
   at::Tensor influence;                   // float64: TIS in nats, NaN where it was not computed
   at::Tensor by_confidence;               // bool: confidence alone would have revealed it as well
   at::Tensor remasked_sequence, remasked_position;  // int64 [m]: masked again by the step
-  // For every sequence [L] int64: what would be written now at positions that stay masked, -1 at all
-  // others. Filled only where a callback watches.
+  // For every sequence [L] int64: what would be written now at positions that stay masked, -1 at
+  // all others. Filled only where a callback watches.
   std::vector<at::Tensor> guesses;
   // For every sequence the fall of its probes' summed entropy, in nats (NaN: not steered): what
   // the influence of the revealed rows adds up to, and what the next step's forward pass showed,

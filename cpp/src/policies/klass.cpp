@@ -75,8 +75,8 @@ class Klass final : public Policy {
   void compare(const Memory& before, Memory& now) const {
     std::vector<int64_t> old_rows, new_rows;
     for (size_t i = 0; i < now.positions.size(); ++i) {
-      const auto at = std::lower_bound(before.positions.begin(), before.positions.end(),
-                                       now.positions[i]);
+      const auto at =
+          std::lower_bound(before.positions.begin(), before.positions.end(), now.positions[i]);
       if (at == before.positions.end() || *at != now.positions[i]) continue;
       old_rows.push_back(at - before.positions.begin());
       new_rows.push_back(static_cast<int64_t>(i));

@@ -97,8 +97,7 @@ class InfoGain final : public SetChooser {
     std::vector<double> noisy(end);
     for (int64_t k = 1; k < candidates_; ++k) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t position =
-            rows.const_data_ptr<int64_t>()[i] - context.batch.cu_seqlens[b];
+        const int64_t position = rows.const_data_ptr<int64_t>()[i] - context.batch.cu_seqlens[b];
         const double u = counter_uniform(context.seed, Stream::proposal, context.sequence[b],
                                          position, context.step[b] * candidates_ + k);
         noisy[i] = confidence[i] / temperature_ + gumbel(u);
@@ -140,8 +139,8 @@ class LookUM final : public SetChooser {
                           std::back_inserter(added));
       std::merge(base.begin(), base.end(), added.begin(), added.end(), std::back_inserter(set));
       pool.push_back(std::move(set));
-      lot.push_back(counter_uniform(context.seed, Stream::proposal, context.sequence[b], k,
-                                    context.step[b]));
+      lot.push_back(
+          counter_uniform(context.seed, Stream::proposal, context.sequence[b], k, context.step[b]));
       before = std::move(with);
     }
     std::vector<std::vector<int64_t>> drawn;
@@ -180,8 +179,8 @@ class Oracle final : public Policy {
     std::vector<Ahead> wanted;
     std::vector<size_t> first{0};
     for (size_t b = 0; b + 1 < cu.size(); ++b) {
-      const auto r = static_cast<int64_t>(
-          std::ceil(candidates_ * static_cast<double>(context.quota[b])));
+      const auto r =
+          static_cast<int64_t>(std::ceil(candidates_ * static_cast<double>(context.quota[b])));
       if (r > context.quota[b] && r < cu[b + 1] - cu[b]) {
         for (const int64_t i : largest(confidence.data(), cu[b], cu[b + 1], r)) {
           wanted.push_back({b, {i}});

@@ -1,6 +1,4 @@
 // The policies by name, with the settings each takes.
-#include "tabes/policy.h"
-
 #include <ATen/ops/empty.h>
 
 #include <cmath>
@@ -9,6 +7,7 @@
 #include "policies/kinds.h"
 #include "random/philox.h"
 #include "tabes/boe.h"
+#include "tabes/policy.h"
 
 namespace tabes {
 namespace {
@@ -16,7 +15,7 @@ namespace {
 // Orders by one column of the predictions.
 class ByColumn final : public Policy {
  public:
-  ByColumn(const char* name, at::Tensor Predictions::*column, bool least = false)
+  ByColumn(const char* name, at::Tensor Predictions::* column, bool least = false)
       : name_(name), column_(column), least_(least) {}
   std::string name() const override { return name_; }
   Decision decide(const StepContext& context) const override {
@@ -26,7 +25,7 @@ class ByColumn final : public Policy {
 
  private:
   const char* name_;
-  at::Tensor Predictions::*column_;
+  at::Tensor Predictions::* column_;
   bool least_;
 };
 
@@ -138,9 +137,7 @@ const std::vector<Named>& named() {
        }},
       {"oracle", {{"candidates", 3, 1, kLarge}, {"gamma", 1, 0, kLarge}}, make_oracle},
       {"boe", {}, [](const Settings&) -> Made { return std::make_shared<const BoE>(); }},
-      {"boe_paper",
-       {},
-       [](const Settings&) -> Made {
+      {"boe_paper", {}, [](const Settings&) -> Made {
          return std::make_shared<const BoE>(BoEOptions::paper());
        }}};
   return policies;

@@ -45,8 +45,9 @@ class Remasking final : public Policy {
       const int64_t begin = revealed.cu_rows[b], end = revealed.cu_rows[b + 1];
       const std::vector<double> sigma =
           last ? std::vector<double>(end - begin, 0.0)
-               : remasking(t, at_t, at_s, context.revealed_confidence.const_data_ptr<double>() +
-                                              begin, end - begin);
+               : remasking(t, at_t, at_s,
+                           context.revealed_confidence.const_data_ptr<double>() + begin,
+                           end - begin);
       const auto draw = [&](Stream stream, int64_t row) {
         return counter_uniform(context.seed, stream, context.sequence[b],
                                row - context.batch.cu_seqlens[b], context.step[b]);

@@ -33,7 +33,14 @@ TABES_HOST_DEVICE inline PhiloxBlock philox(uint64_t key, uint64_t low, uint64_t
 }
 
 // What a draw is used for; distinct purposes are independent.
-enum class Stream : uint32_t { token = 0, order = 1, probe = 2, remask = 3, proposal = 4, path = 5 };
+enum class Stream : uint32_t {
+  token = 0,
+  order = 1,
+  probe = 2,
+  remask = 3,
+  proposal = 4,
+  path = 5
+};
 
 // Uniform in (0, 1): never an endpoint, so that logarithms and inverse CDFs are finite.
 TABES_HOST_DEVICE inline double counter_uniform(uint64_t seed, Stream stream, int64_t sequence,

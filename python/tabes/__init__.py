@@ -71,9 +71,16 @@ __all__ = [
 ]
 
 
-def demo_checkpoint() -> Path:
-    """The folder of the bundled model: a small masked diffusion model of SMILES strings."""
-    return Path(__file__).parent / "models" / "moses"
+def demo_checkpoint(name: str = "moses") -> Path:
+    """The folder of a bundled model: "moses" (SMILES strings), "sudoku" or "countdown".
+
+    Raises InputError for another name.
+    """
+    models = Path(__file__).parent / "models"
+    known = sorted(path.parent.name for path in models.glob("*/config.json"))
+    if name not in known:
+        raise InputError(f"there is no bundled model {name!r}; there are {', '.join(known)}")
+    return models / name
 
 
 def _installed_dir(*parts: str) -> Path:

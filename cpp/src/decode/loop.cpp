@@ -13,6 +13,7 @@
 #include <numeric>
 
 #include "batch/column.h"
+#include "batch/forbidden.h"
 #include "batch/select.h"
 #include "messages.h"
 #include "random/philox.h"
@@ -47,26 +48,17 @@ void check(const GenerateOptions& o, const ModelInfo& info, size_t batch) {
   require(o.refresh_every == 1 || o.cfg_scale == 0,
           text("refresh_every ", o.refresh_every,
                " does not go with guidance; leave refresh_every or cfg_scale at its default"));
-  for (int64_t id : o.forbidden) {
-    require(id >= 0 && id < info.vocab_size,
-            text("forbidden token ", id, " is outside the vocabulary of ", info.vocab_size));
-  }
   require(o.sequence_ids.empty() || o.sequence_ids.size() == batch,
           text("sequence_ids has ", o.sequence_ids.size(), " entries for ", batch, " sequences"));
 }
 
-// The mask, the caller's, and with logits_eos_inf the ends of text: sorted, without repeats.
+// The mask, the caller's, and with logits_eos_inf the ends of text.
 std::vector<int64_t> all_forbidden(const GenerateOptions& options, const ModelInfo& info) {
   std::vector<int64_t> ids = options.forbidden;
-  ids.push_back(info.mask_token_id);
   if (options.logits_eos_inf) {
     ids.insert(ids.end(), info.eos_token_ids.begin(), info.eos_token_ids.end());
   }
-  std::sort(ids.begin(), ids.end());
-  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-  require(static_cast<int64_t>(ids.size()) < info.vocab_size,
-          "every token is forbidden; leave at least one to write");
-  return ids;
+  return checked_forbidden(info, std::move(ids));
 }
 
 Predictions narrow(const Predictions& p, int64_t from, int64_t count) {

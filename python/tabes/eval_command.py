@@ -15,7 +15,8 @@ from tabes.evaluation.data import Data, read_file
 from tabes.evaluation.execution import Limits
 from tabes.evaluation.runner import Progress, Report, evaluate, prepare
 from tabes.evaluation.settings import PRESETS, Settings
-from tabes.evaluation.tasks import Prompting, task_names
+from tabes.evaluation.suite import task_names
+from tabes.evaluation.tasks import Prompting
 from tabes.model import load
 
 

@@ -16,7 +16,8 @@ from tabes.evaluation.code_tasks import called
 from tabes.evaluation.data import made
 from tabes.evaluation.execution import PASSED, Limits, run_program
 from tabes.evaluation.math_tasks import gold_number
-from tabes.evaluation.tasks import cut, make_task
+from tabes.evaluation.suite import make_task
+from tabes.evaluation.tasks import cut
 from tabes.tasks.sudoku import puzzles
 
 pytestmark = pytest.mark.usefixtures("one_thread")

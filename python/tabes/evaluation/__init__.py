@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tabes.evaluation.runner import Report, evaluate
 from tabes.evaluation.settings import PRESETS, Settings
-from tabes.evaluation.tasks import Prompting, task_names
+from tabes.evaluation.suite import task_names
+from tabes.evaluation.tasks import Prompting
 
 __all__ = ["PRESETS", "Prompting", "Report", "Settings", "evaluate", "task_names"]

@@ -26,7 +26,8 @@ from tabes.evaluation.decoding import check_length, decode
 from tabes.evaluation.execution import Limits
 from tabes.evaluation.outcomes import Store
 from tabes.evaluation.settings import Settings
-from tabes.evaluation.tasks import Canvas, Prompting, Task, make_task
+from tabes.evaluation.suite import make_task
+from tabes.evaluation.tasks import Canvas, Prompting, Task
 from tabes.fidelity import bootstrap_interval
 from tabes.model import Model
 

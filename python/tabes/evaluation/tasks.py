@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from tabes._core import InputError
 from tabes.evaluation.data import Data, Row
@@ -206,31 +206,3 @@ def cut(text: str, stops: Sequence[str]) -> str:
     """`text` before the earliest of the stop strings; empty ones are passed over."""
     ends = [end for stop in stops if stop and (end := text.find(stop)) >= 0]
     return text[: min(ends)] if ends else text
-
-
-def registry() -> Mapping[str, type[Task]]:
-    # Here, since the tasks' modules build on this one.
-    from tabes.evaluation import code_tasks, fill_tasks, math_tasks
-
-    kinds: tuple[type[Any], ...] = (
-        math_tasks.Gsm8k,
-        math_tasks.Math500,
-        code_tasks.Mbpp,
-        code_tasks.HumanEval,
-        fill_tasks.Sudoku,
-        fill_tasks.Infill,
-    )
-    return {kind.name: kind for kind in kinds}
-
-
-def task_names() -> list[str]:
-    """The names that `make_task` knows."""
-    return list(registry())
-
-
-def make_task(name: str, prompting: Prompting, limits: Limits) -> Task:
-    """Raises InputError for an unknown name."""
-    known = registry()
-    if name not in known:
-        raise InputError(f"there is no task {name!r}: choose from {', '.join(known)}")
-    return known[name](prompting, limits)

@@ -21,9 +21,29 @@ Pace pace_of(const std::string& name) {
   throw InputError("pace '" + name + "' is unknown; known are quota, adaptive and timed");
 }
 
-// The context as Python sees it, which must not own it.
-py::object seen_by_python(const StepContext& context) {
-  return py::cast(&context, py::return_value_policy::reference);
+// A step as Python sees it. The step's own context lives for one call; who keeps this beyond the
+// call gets an error, not freed memory.
+class ContextView {
+ public:
+  explicit ContextView(const StepContext& context) : context_(&context) {}
+  const StepContext& get() const {
+    if (!context_) throw InputError("a StepContext is valid only while the policy decides");
+    return *context_;
+  }
+  void close() { context_ = nullptr; }
+
+ private:
+  const StepContext* context_;
+};
+
+// Calls a method of a Python policy with a view of the context.
+py::object call_with(const py::function& method, const StepContext& context) {
+  const py::object view = py::cast(ContextView(context));
+  struct Closer {
+    ~Closer() { view.cast<ContextView&>().close(); }
+    const py::object& view;
+  } closer{view};
+  return method(view);
 }
 
 // Lets a Python class be a policy: it overrides name() and score(context), or decide(context), and
@@ -39,11 +59,10 @@ class PythonPolicy final : public Policy, public py::trampoline_self_life_suppor
   Decision decide(const StepContext& context) const override {
     const py::gil_scoped_acquire locked;
     const py::function whole = py::get_override(static_cast<const Policy*>(this), "decide");
-    if (whole)
-      return returned<Decision>("decide", whole(seen_by_python(context)), "a tabes.Decision");
+    if (whole) return returned<Decision>("decide", call_with(whole, context), "a tabes.Decision");
     const py::function score = py::get_override(static_cast<const Policy*>(this), "score");
     if (!score) throw InputError("a policy must define score(context) or decide(context)");
-    return Decision(returned<at::Tensor>("score", score(seen_by_python(context)), "a tensor [n]"));
+    return Decision(returned<at::Tensor>("score", call_with(score, context), "a tensor [n]"));
   }
 
   Pace pace() const override {
@@ -74,32 +93,38 @@ void register_policy(py::module_& m) {
       .def_readonly("margin", &Predictions::margin)
       .def_readonly("entropy", &Predictions::entropy);
 
-  py::class_<StepContext>(m, "StepContext", "What a policy sees; valid during score() only.")
-      .def_property_readonly("tokens", [](const StepContext& c) { return c.batch.tokens; })
-      .def_property_readonly("cu_seqlens", [](const StepContext& c) { return c.batch.cu_seqlens; })
-      .def_property_readonly("rows", [](const StepContext& c) { return c.eligible.rows; })
-      .def_property_readonly("cu_rows", [](const StepContext& c) { return c.eligible.cu_rows; })
-      .def_property_readonly("predictions", [](const StepContext& c) { return c.predictions; })
-      .def_property_readonly("revealed", [](const StepContext& c) { return c.revealed.rows; })
-      .def_property_readonly("cu_revealed", [](const StepContext& c) { return c.revealed.cu_rows; })
+  py::class_<ContextView>(m, "StepContext", "What a policy sees; valid during score() only.")
+      .def_property_readonly("tokens", [](const ContextView& c) { return c.get().batch.tokens; })
+      .def_property_readonly("cu_seqlens",
+                             [](const ContextView& c) { return c.get().batch.cu_seqlens; })
+      .def_property_readonly("rows", [](const ContextView& c) { return c.get().eligible.rows; })
+      .def_property_readonly("cu_rows",
+                             [](const ContextView& c) { return c.get().eligible.cu_rows; })
+      .def_property_readonly("predictions",
+                             [](const ContextView& c) { return c.get().predictions; })
+      .def_property_readonly("revealed", [](const ContextView& c) { return c.get().revealed.rows; })
+      .def_property_readonly("cu_revealed",
+                             [](const ContextView& c) { return c.get().revealed.cu_rows; })
       .def_property_readonly("revealed_confidence",
-                             [](const StepContext& c) { return c.revealed_confidence; })
-      .def_property_readonly("place", [](const StepContext& c) { return c.place; })
-      .def_property_readonly("sequence", [](const StepContext& c) { return c.sequence; })
-      .def_property_readonly("step", [](const StepContext& c) { return c.step; })
-      .def_property_readonly("steps", [](const StepContext& c) { return c.steps; })
-      .def_property_readonly("block_step", [](const StepContext& c) { return c.block_step; })
-      .def_property_readonly("block_steps", [](const StepContext& c) { return c.block_steps; })
-      .def_property_readonly("first", [](const StepContext& c) { return c.first; })
-      .def_property_readonly("quota", [](const StepContext& c) { return c.quota; })
-      .def_property_readonly("seed", [](const StepContext& c) { return c.seed; })
+                             [](const ContextView& c) { return c.get().revealed_confidence; })
+      .def_property_readonly("place", [](const ContextView& c) { return c.get().place; })
+      .def_property_readonly("sequence", [](const ContextView& c) { return c.get().sequence; })
+      .def_property_readonly("step", [](const ContextView& c) { return c.get().step; })
+      .def_property_readonly("steps", [](const ContextView& c) { return c.get().steps; })
+      .def_property_readonly("block_step", [](const ContextView& c) { return c.get().block_step; })
+      .def_property_readonly("block_steps",
+                             [](const ContextView& c) { return c.get().block_steps; })
+      .def_property_readonly("first", [](const ContextView& c) { return c.get().first; })
+      .def_property_readonly("quota", [](const ContextView& c) { return c.get().quota; })
+      .def_property_readonly("seed", [](const ContextView& c) { return c.get().seed; })
       .def(
           "look_ahead",
-          [](const StepContext& c, const std::vector<std::pair<size_t, std::vector<int64_t>>>& w) {
+          [](const ContextView& c, const std::vector<std::pair<size_t, std::vector<int64_t>>>& w) {
+            const StepContext& context = c.get();
             std::vector<Ahead> wanted;
             for (const auto& [sequence, reveal] : w) wanted.push_back({sequence, reveal});
             const py::gil_scoped_release unlocked;
-            return c.look_ahead(wanted);
+            return context.look_ahead(wanted);
           },
           py::arg("wanted"));
 
@@ -123,12 +148,14 @@ void register_policy(py::module_& m) {
       .def("pace", [](const Policy& policy) { return name_of(policy.pace()); })
       .def(
           "decide",
-          [](const Policy& policy, const StepContext& context) { return policy.decide(context); },
+          [](const Policy& policy, const ContextView& context) {
+            return policy.decide(context.get());
+          },
           py::arg("context"))
       .def(
           "score",
-          [](const Policy& policy, const StepContext& context) {
-            return policy.decide(context).score;
+          [](const Policy& policy, const ContextView& context) {
+            return policy.decide(context.get()).score;
           },
           py::arg("context"));
 

@@ -244,6 +244,20 @@ def test_bad_decisions_are_refused(model: tabes.Model, pace: str, decision, mess
         tabes.generate(model, x, steps=3, policy=Counted(pace, decision))
 
 
+def test_a_context_that_is_kept_says_so(model: tabes.Model) -> None:
+    kept: list[tabes.StepContext] = []
+
+    def decide(context: tabes.StepContext) -> tabes.Decision:
+        kept.append(context)
+        return tabes.Decision(context.predictions.confidence)
+
+    x = torch.tensor([BOS, MASK, MASK, EOS])
+    tabes.generate(model, x, steps=2, policy=Counted("quota", decide))
+    for use in (lambda c: c.rows, lambda c: c.look_ahead([(0, [0])])):
+        with pytest.raises(tabes.InputError, match="valid only while the policy decides"):
+            use(kept[0])
+
+
 @pytest.mark.parametrize("method", ["score", "decide", "pace"])
 def test_methods_that_return_the_wrong_thing(model: tabes.Model, method: str) -> None:
     wrong = type("Wrong", (tabes.Policy,), {method: lambda *_: None})

@@ -1,6 +1,6 @@
 // Policies that reveal as many rows as they trust.
 #include <algorithm>
-#include <numeric>
+#include <functional>
 
 #include "policies/kinds.h"
 

@@ -7,7 +7,6 @@
 #include <unordered_map>
 
 #include "batch/rows.h"
-#include "batch/select.h"
 #include "plain_dispatch.h"
 #include "policies/kinds.h"
 

@@ -1,7 +1,7 @@
 // Policies that run the model on what they might reveal before they choose.
 #include <algorithm>
 #include <cmath>
-#include <numeric>
+#include <iterator>
 
 #include "batch/select.h"
 #include "policies/kinds.h"

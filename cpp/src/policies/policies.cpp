@@ -1,6 +1,7 @@
 // The policies by name, with the settings each takes.
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "messages.h"

@@ -1,6 +1,5 @@
 #include "tabes/boe.h"
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 

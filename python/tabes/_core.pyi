@@ -180,17 +180,22 @@ class BoE(Policy):
         prefilter: which they are: the eligible rows first by "confidence" or by "margin".
         alpha: where between mask (0) and prediction (1) the entropy is differentiated; the
             gradients of several points are averaged. The paper's point is 1.
-        tau: temperature of the predicted embedding; 0: the embedding of the likeliest token.
+        draft: what a candidate is taken to become: the "token" that would be written, or the
+            "expected" embedding, the mean over its distribution, as in the paper.
+        tau: temperature of that distribution; 0: the embedding of the likeliest token.
         rule: "product", as above, or "nats": ``gamma * log(c) + weight * TIS`` in its place.
         gamma: exponent of the confidence, or factor of its logarithm.
         weight: of the influence, with rule "nats".
-        entropy_budget: 0: a step reveals the schedule's quota; otherwise as many of the first by
-            score as have entropies that sum, but for the largest, to at most this many nats.
+        factor: above 0: rows that Fast-dLLM's factor rule accepts with this f are revealed in any
+            case, unsteered, and may be more than the schedule's quota; the rest is steered.
+        spread: rows of one step that stand close together depend on one another; each row picked
+            takes ``spread * exp(-distance / spread_width)`` from the scores of the others.
+        spread_width: of that, in positions.
         anti_collapse: weight of the penalty on rows that are certain too early.
         h_max: the entropy floor of that penalty at the first step, in nats.
-        rho: at most ceil(rho * L) probes, L being the length of the whole sequence.
-        probes: which rows those are: "least_entropic", "most_entropic", "random" or "nearest" (to a
-            candidate).
+        probes: whose entropy counts: the "candidates" themselves, or other masked rows, those first
+            that are "least_entropic", "most_entropic", "random" or "nearest" (to a candidate).
+        rho: at most ceil(rho * L) such other rows, L being the length of the whole sequence.
         halo: rows this close to a candidate or probe are active as well.
         context: "frozen": inactive rows keep the keys and values of the step's forward pass;
             "exact": a full surrogate forward pass, as in the paper.
@@ -198,9 +203,10 @@ class BoE(Policy):
         every: steer each sequence's every n-th step.
         min_masked: stop steering a sequence with fewer eligible rows.
 
-    Defaults: n_candidates="3x", prefilter="confidence", alpha=0.4, tau=1.0, rule="product",
-    gamma=1.0, weight=0.3, entropy_budget=0.0, anti_collapse=0.0, h_max=0.3, rho=1.0,
-    probes="least_entropic", halo=0, context="frozen", adjoint="active", every=1, min_masked=0.
+    Defaults: n_candidates="2x", prefilter="confidence", alpha=0.5, draft="token", tau=1.0,
+    rule="nats", gamma=1.0, weight=1.0, factor=1.0, spread=3.0, spread_width=3.0,
+    anti_collapse=0.0, h_max=0.3, probes="candidates", rho=1.0, halo=0, context="frozen",
+    adjoint="active", every=1, min_masked=0.
 
     Raises InputError for a value of the wrong kind or out of range, and for an unknown name.
     """
@@ -224,7 +230,10 @@ class BoE(Policy):
         min_masked: int = ...,
         rule: str = ...,
         weight: float = ...,
-        entropy_budget: float = ...,
+        factor: float = ...,
+        spread: float = ...,
+        spread_width: float = ...,
+        draft: str = ...,
     ) -> None: ...
     @staticmethod
     def paper() -> BoE:
@@ -263,7 +272,13 @@ class BoE(Policy):
     @property
     def weight(self) -> float: ...
     @property
-    def entropy_budget(self) -> float: ...
+    def factor(self) -> float: ...
+    @property
+    def spread(self) -> float: ...
+    @property
+    def spread_width(self) -> float: ...
+    @property
+    def draft(self) -> str: ...
 
 class Influence:
     @property

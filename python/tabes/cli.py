@@ -227,17 +227,18 @@ def _add_steering(parser: argparse.ArgumentParser) -> None:
         metavar="A",
         help="where between mask (0) and prediction (1); several: commas, or repeat it",
     )
+    group.add_argument("--draft", help="what candidates become: token or expected")
     group.add_argument("--tau", type=float, metavar="T", help="temperature of the prediction")
     group.add_argument("--rule", help="product or nats")
     group.add_argument("--gamma", type=float, metavar="G", help="exponent of the confidence")
     group.add_argument("--weight", type=float, metavar="W", help="of the influence, by nats")
-    group.add_argument(
-        "--entropy-budget", type=float, metavar="H", help="reveal by entropy (nats), not by steps"
-    )
+    group.add_argument("--factor", type=float, metavar="F", help="reveal what this rule accepts")
+    group.add_argument("--spread", type=float, metavar="W", help="weight of standing apart")
+    group.add_argument("--spread-width", type=float, metavar="N", help="its reach in positions")
     group.add_argument("--anti-collapse", type=float, metavar="W", help="weight of the penalty")
     group.add_argument("--h-max", type=float, metavar="H", help="entropy floor of the penalty")
-    group.add_argument("--rho", type=float, metavar="R", help="most probes, as share of the length")
-    group.add_argument("--probes", help="least_entropic, most_entropic, random or nearest")
+    group.add_argument("--rho", type=float, metavar="R", help="most other probes, as share of L")
+    group.add_argument("--probes", help="candidates, least_entropic, most_entropic, random, nearest")
     group.add_argument("--halo", type=int, metavar="N", help="neighbours that are active as well")
     group.add_argument("--context", help="frozen or exact")
     group.add_argument("--adjoint", help="active or dense")

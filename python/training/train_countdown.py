@@ -4,7 +4,7 @@
     python python/training/train_countdown.py --out runs/countdown --steps 9500 --cooldown 1500
 
 Questions with a worked answer are drawn at random (tabes/tasks/countdown.py); the public test
-questions are left out. The answer is filled up with [EOS] to a fixed length and only it is masked.
+questions are left out. Only the answer is masked.
 See trainer.py for what a run does.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from by_length import ByLength
 from llada_torch import LLaDAConfig
 from tabes.tasks import countdown
@@ -23,11 +24,10 @@ VOCABULARY = vocabulary_of([*"0123456789+-*/=,:"])
 
 
 def maskable(x: Tensor) -> Tensor:
-    """What follows the colon, the closing [EOS] excepted."""
-    after = (x == VOCABULARY[":"]).cumsum(1) > 0
-    after &= x != VOCABULARY[":"]
-    after[:, -1] = False
-    return after
+    """The answer: what stands before the closing [EOS]."""
+    answer = torch.zeros_like(x, dtype=torch.bool)
+    answer[:, -1 - countdown.ANSWER_LENGTH : -1] = True
+    return answer
 
 
 def corpus(number: int, seed: int, without: set[tuple[int, ...]]) -> ByLength:
@@ -35,9 +35,7 @@ def corpus(number: int, seed: int, without: set[tuple[int, ...]]) -> ByLength:
     for question, answer in countdown.random_examples(number, seed):
         if (*sorted(question.numbers), question.target) in without:
             continue
-        ids = [BOS, *(VOCABULARY[c] for c in question.prompt + answer)]
-        ids += [EOS] * (1 + countdown.ANSWER_LENGTH - len(answer))
-        sequences.append(ids)
+        sequences.append([BOS, *(VOCABULARY[c] for c in question.prompt + answer), EOS])
     return ByLength(sequences, maskable)
 
 
@@ -51,7 +49,7 @@ def main() -> None:
         for line in args.test.read_text().splitlines():
             row = json.loads(line)
             without.add((*sorted(map(int, row["input"].split(","))), int(row["output"])))
-    config = LLaDAConfig(256, 6, 8, 8, 768, len(VOCABULARY), rope_theta=1000.0)
+    config = LLaDAConfig(192, 6, 6, 6, 512, len(VOCABULARY), rope_theta=1000.0)
     task = Task(
         config,
         VOCABULARY,

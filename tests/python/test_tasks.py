@@ -90,7 +90,7 @@ def test_reading_puzzles(tmp_path: Path) -> None:
 
 def test_countdown_judge_by_hand() -> None:
     question = countdown.Question((30, 100, 93), 23)
-    right = "93+30=123,123-100=23"
+    right = "0093+0030=0123,0123-0100=0023"
     assert countdown.is_right(question, right)
     for wrong in (
         "93+30=124,124-100=24",  # a false sum

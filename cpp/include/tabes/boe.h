@@ -10,12 +10,20 @@ namespace tabes {
 
 enum class Prefilter { confidence, margin };
 
-// Which of the masked rows beside the candidates are probes when not all of them are.
+// Whose entropy the influence is on.
 enum class ProbeRule {
+  candidates,  // the candidates themselves: does a draft of all of them agree with itself?
+  // Other masked rows, those first that are
   least_entropic,  // the rows to be decided next
   most_entropic,   // the paper's code
   random,
   nearest  // to a candidate, by position
+};
+
+// What a candidate is taken to become.
+enum class DraftKind {
+  token,    // the token that would be written
+  expected  // the mean embedding of its distribution at tau, the paper's
 };
 
 enum class ScoreRule {
@@ -25,28 +33,31 @@ enum class ScoreRule {
 
 struct BoEOptions {
   // Candidates of a step: the eligible rows that come first by the prefilter. A number of them,
-  // or, if `per_quota`, that multiple (rounded up) of the rows the step reveals (with an entropy
-  // budget: would reveal by confidence).
-  double n_candidates = 3;
+  // or, if `per_quota`, that multiple (rounded up) of the rows the step reveals.
+  double n_candidates = 2;
   bool per_quota = true;
   Prefilter prefilter = Prefilter::confidence;
-  std::vector<double> alpha{0.4};  // see InfluenceOptions
-  double tau = 1.0;
-  ScoreRule rule = ScoreRule::product;
+  std::vector<double> alpha{0.5};  // see InfluenceOptions
+  DraftKind draft = DraftKind::token;
+  double tau = 1.0;  // under DraftKind::expected
+  ScoreRule rule = ScoreRule::nats;
   double gamma = 1.0;   // weight of the confidence: its exponent, or the factor of its logarithm
-  double weight = 0.3;  // of the influence, under ScoreRule::nats
-  // How many rows a step reveals. 0: the schedule's quota. Otherwise, in nats: as many of the first
-  // by score as have entropies that sum, but for the largest, to at most this (the rule of
-  // EB-Sampler, arXiv 2505.24857, in BoE's order); GenerateOptions::steps is then not used.
-  double entropy_budget = 0.0;
+  double weight = 1.0;  // of the influence, under ScoreRule::nats
+  // Above 0: the rows that Fast-dLLM's factor rule (arXiv 2505.22618) accepts with this f are
+  // revealed in any case, unsteered, and may be more than the schedule's quota; the influence
+  // orders the rest.
+  double factor = 1.0;
+  // Rows of one step that stand close together depend on one another. Of the rows picked so far,
+  // each takes spread * exp(-distance in positions / spread_width) from the score of the others.
+  double spread = 3.0;
+  double spread_width = 3.0;
   double anti_collapse = 0.0;  // lambda, weight of the penalty below
   // The penalty's entropy floor in nats at the first step; it falls to 0 in proportion to the
   // steps left.
   double h_max = 0.3;
-  // At most ceil(rho * L) probes, L being the length of the whole sequence. All of them measured
-  // best; fewer cost less.
+  // At most ceil(rho * L) probes other than candidates, L being the length of the whole sequence.
   double rho = 1.0;
-  ProbeRule probes = ProbeRule::least_entropic;
+  ProbeRule probes = ProbeRule::candidates;
   int64_t halo = 0;
   ContextKind context = ContextKind::frozen;
   AdjointKind adjoint = AdjointKind::active;
@@ -62,9 +73,9 @@ struct BoEOptions {
 // with c its confidence, H its entropy, and minmax the scaling of the candidates' influence to
 // [0, 1] within their sequence (1 for all where they are equal); under ScoreRule::nats the first
 // term is gamma * log c + weight * TIS. All other eligible rows come after the candidates, by
-// confidence. Probes are the masked rows that are no candidates, later blocks' among them. A
-// sequence without probes, or with no more candidates than rows to reveal, is ordered by
-// confidence at no cost, since influence could change nothing.
+// confidence. Probes are the candidates themselves, or masked rows that are none, later blocks'
+// among them. A sequence without probes, or with no more candidates than rows to reveal, is ordered
+// by confidence at no cost, since influence could change nothing.
 // With a model that keeps no context (ModuleDenoiser) a frozen one is replaced by the exact one.
 class BoE final : public Policy {
  public:
@@ -73,8 +84,8 @@ class BoE final : public Policy {
 
   std::string name() const override { return "boe"; }
   Decision decide(const StepContext& context) const override;
-  Pace pace() const override { return options_.entropy_budget > 0 ? Pace::adaptive : Pace::quota; }
-  bool wants_waiting() const override { return true; }
+  Pace pace() const override { return options_.factor > 0 ? Pace::adaptive : Pace::quota; }
+  bool wants_waiting() const override { return options_.probes != ProbeRule::candidates; }
   bool wants_context(const std::vector<int64_t>& step) const override;
   const BoEOptions& options() const { return options_; }
 

@@ -46,9 +46,10 @@ struct Influence {
 // Token influence scores (TIS) of candidates on probes, TABES (arXiv 2602.00250):
 // TIS_i = -<d sum_j H_j / d e_i, e~_i - e_mask>, the gradient being taken where every candidate's
 // embedding is e_mask + alpha (e~_i - e_mask). `candidates` and `probes` are masked positions, one
-// list a sequence. Throws InputError if a list is empty, holds a position twice, out of range or
-// not masked, if a position is both candidate and probe, if an option is out of range, or for a
-// frozen context with a model that has none; NumericsError if the model computes NaN.
+// list a sequence; a position may be both, and its own entropy is then in the sum. Throws
+// InputError if a list is empty, holds a position twice, out of range or not masked, if an option
+// is out of range, or for a frozen context with a model that has none; NumericsError if the model
+// computes NaN.
 Influence influence(const Denoiser& model, const std::vector<at::Tensor>& sequences,
                     const std::vector<std::vector<int64_t>>& candidates,
                     const std::vector<std::vector<int64_t>>& probes,
@@ -62,7 +63,7 @@ struct OneStepFall {
 };
 
 // What influence() predicts, found out by running the model once for every candidate. Takes and
-// refuses the same lists.
+// refuses the same lists, and positions that are both.
 OneStepFall one_step_fall(const Denoiser& model, const std::vector<at::Tensor>& sequences,
                           const std::vector<std::vector<int64_t>>& candidates,
                           const std::vector<std::vector<int64_t>>& probes,

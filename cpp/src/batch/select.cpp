@@ -17,4 +17,10 @@ std::vector<int64_t> largest(const double* values, int64_t begin, int64_t end, i
   return order;
 }
 
+int64_t within_factor(const std::vector<double>& falling, double f) {
+  size_t n = 1;
+  while (n < falling.size() && falling[n] >= 1.0 - f / static_cast<double>(n + 2)) ++n;
+  return static_cast<int64_t>(n);
+}
+
 }  // namespace tabes

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "batch/select.h"
 #include "policies/kinds.h"
 
 namespace tabes {
@@ -51,9 +52,7 @@ class Factor final : public Prefix {
  private:
   at::Tensor order(const Predictions& p) const override { return p.confidence; }
   int64_t take(const std::vector<double>& c) const override {
-    size_t n = 1;
-    while (n < c.size() && c[n] >= 1.0 - f_ / static_cast<double>(n + 2)) ++n;
-    return static_cast<int64_t>(n);
+    return within_factor(c, f_);
   }
   double f_;
 };

@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <functional>
 #include <limits>
-#include <numeric>
 
 #include "batch/column.h"
 #include "batch/rows.h"
@@ -70,6 +70,10 @@ BoEOptions BoEOptions::paper() {
   o.h_max = 0.3;
   o.rho = 0.25;
   o.probes = ProbeRule::most_entropic;
+  o.draft = DraftKind::expected;
+  o.rule = ScoreRule::product;
+  o.factor = 0.0;
+  o.spread = 0.0;
   o.context = ContextKind::exact;
   return o;
 }
@@ -86,8 +90,11 @@ BoE::BoE(BoEOptions options) : options_(std::move(options)) {
           "n_candidates as a number of rows must be whole", o.n_candidates);
   require(std::isfinite(o.gamma) && o.gamma >= 0, "gamma must be 0 or above", o.gamma);
   require(std::isfinite(o.weight) && o.weight >= 0, "weight must be 0 or above", o.weight);
-  require(std::isfinite(o.entropy_budget) && o.entropy_budget >= 0,
-          "entropy_budget must be 0 (the quota) or above", o.entropy_budget);
+  require(std::isfinite(o.spread) && o.spread >= 0, "spread must be 0 or above", o.spread);
+  require(std::isfinite(o.spread_width) && o.spread_width > 0, "spread_width must be above 0",
+          o.spread_width);
+  require(std::isfinite(o.factor) && o.factor >= 0, "factor must be 0 (the quota) or above",
+          o.factor);
   require(std::isfinite(o.anti_collapse) && o.anti_collapse >= 0,
           "anti_collapse must be 0 or above", o.anti_collapse);
   require(std::isfinite(o.h_max) && o.h_max >= 0, "h_max must be 0 or above", o.h_max);
@@ -123,28 +130,17 @@ struct Step {
   at::Tensor rows, waiting_rows;
 };
 
-// How many of the rows [begin, end), by falling order, have entropies that sum to at most the
-// budget but for the largest of them; at least one.
-int64_t within_budget(const double* order, const double* entropy, int64_t begin, int64_t end,
-                      double budget) {
-  std::vector<int64_t> rows(end - begin);
-  std::iota(rows.begin(), rows.end(), begin);
-  std::stable_sort(rows.begin(), rows.end(),
-                   [&](int64_t x, int64_t y) { return order[x] > order[y]; });
-  double sum = 0, most = 0;
-  int64_t count = 0;
-  for (const int64_t i : rows) {
-    sum += entropy[i];
-    most = std::max(most, entropy[i]);
-    if (count > 0 && sum - most > budget) break;
-    ++count;
-  }
-  return count;
-}
-
 // Candidates of every sequence, as numbers among the eligible rows, and probes, as rows.
 struct Sets {
   std::vector<int64_t> candidates, probes, cu_candidates{0}, cu_probes{0};
+};
+
+// What a step does with one sequence.
+struct Share {
+  int64_t reveals = 0;
+  std::vector<int64_t> sure;        // taken by their confidence alone; numbers, increasing
+  std::vector<int64_t> candidates;  // from which the rest is chosen; empty if there is no choice
+  bool steered = false;             // by influence
 };
 
 // How early a row becomes a probe beside the candidates `chosen` of sequence b.
@@ -152,6 +148,8 @@ double probe_rank(const Step& step, ProbeRule rule, size_t b, const std::vector<
                   int64_t row, double entropy) {
   const StepContext& c = step.context;
   switch (rule) {
+    case ProbeRule::candidates:
+      break;
     case ProbeRule::least_entropic:
       return -entropy;
     case ProbeRule::most_entropic:
@@ -167,91 +165,94 @@ double probe_rank(const Step& step, ProbeRule rule, size_t b, const std::vector<
       return -static_cast<double>(distance);
     }
   }
-  TORCH_INTERNAL_ASSERT(false, "unknown probe rule");
+  TORCH_INTERNAL_ASSERT(false, "no rule that ranks rows");
 }
 
-// Adds sequence b's candidates and probes, none if the gradient could change nothing.
-void choose(const Step& step, const BoEOptions& o, size_t b, Sets& sets) {
+// Adds the probes beside the candidates `chosen` of sequence b.
+void add_probes(const Step& step, const BoEOptions& o, size_t b, const std::vector<int64_t>& chosen,
+                Sets& sets) {
+  if (o.probes == ProbeRule::candidates) {
+    for (const int64_t i : chosen) sets.probes.push_back(step.row(i));
+    return;
+  }
+  const StepContext& c = step.context;
+  std::vector<int64_t> rest;
+  std::vector<double> order;
+  const auto add = [&](int64_t row, double entropy) {
+    rest.push_back(row);
+    order.push_back(probe_rank(step, o.probes, b, chosen, row, entropy));
+  };
+  for (int64_t i = c.eligible.cu_rows[b]; i < c.eligible.cu_rows[b + 1]; ++i) {
+    if (!std::binary_search(chosen.begin(), chosen.end(), i)) add(step.row(i), step.entropy[i]);
+  }
+  for (int64_t i = c.waiting.cu_rows[b]; i < c.waiting.cu_rows[b + 1]; ++i) {
+    add(step.waiting_row(i), step.waiting_entropy[i]);
+  }
+  const int64_t length = c.batch.cu_seqlens[b + 1] - c.batch.cu_seqlens[b];
+  const auto most = static_cast<int64_t>(std::ceil(o.rho * static_cast<double>(length)));
+  for (const int64_t i : largest(order.data(), 0, static_cast<int64_t>(rest.size()), most)) {
+    sets.probes.push_back(rest[i]);
+  }
+}
+
+// The rows of sequence b that its confidences alone decide on.
+std::vector<int64_t> accepted(const Step& step, double factor, size_t b) {
+  if (factor == 0) return {};
+  const auto& cu = step.context.eligible.cu_rows;
+  std::vector<double> c(step.confidence.data() + cu[b], step.confidence.data() + cu[b + 1]);
+  std::sort(c.begin(), c.end(), std::greater<>());
+  return largest(step.confidence.data(), cu[b], cu[b + 1], within_factor(c, factor));
+}
+
+Share share_of(const Step& step, const BoEOptions& o, size_t b) {
   const StepContext& c = step.context;
   const int64_t begin = c.eligible.cu_rows[b], end = c.eligible.cu_rows[b + 1];
-  const int64_t reveals =
-      o.entropy_budget > 0
-          ? within_budget(step.confidence.data(), step.entropy.data(), begin, end, o.entropy_budget)
-          : c.quota[b];
+  Share share;
+  share.sure = accepted(step, o.factor, b);
+  const auto sure = static_cast<int64_t>(share.sure.size());
+  share.reveals = std::max(sure, c.quota[b]);
   const double asked =
-      o.per_quota ? std::ceil(o.n_candidates * static_cast<double>(reveals)) : o.n_candidates;
+      o.per_quota ? std::ceil(o.n_candidates * static_cast<double>(share.reveals)) : o.n_candidates;
   const auto r = static_cast<int64_t>(std::min(asked, static_cast<double>(end - begin)));
+  if (r <= share.reveals || share.reveals <= sure) return share;
   const int64_t waiting = c.waiting.cu_rows[b + 1] - c.waiting.cu_rows[b];
-  if (c.step[b] % o.every == 0 && end - begin >= o.min_masked && r > reveals &&
-      r < end - begin + waiting) {
-    const std::vector<int64_t> chosen = largest(step.filter.data(), begin, end, r);
-    std::vector<int64_t> rest;
-    std::vector<double> order;
-    const auto add = [&](int64_t row, double entropy) {
-      rest.push_back(row);
-      order.push_back(probe_rank(step, o.probes, b, chosen, row, entropy));
-    };
-    for (int64_t i = begin; i < end; ++i) {
-      if (!std::binary_search(chosen.begin(), chosen.end(), i)) add(step.row(i), step.entropy[i]);
-    }
-    for (int64_t i = c.waiting.cu_rows[b]; i < c.waiting.cu_rows[b + 1]; ++i) {
-      add(step.waiting_row(i), step.waiting_entropy[i]);
-    }
-    const int64_t length = c.batch.cu_seqlens[b + 1] - c.batch.cu_seqlens[b];
-    const auto most = static_cast<int64_t>(std::ceil(o.rho * static_cast<double>(length)));
-    for (const int64_t i : largest(order.data(), 0, static_cast<int64_t>(rest.size()), most)) {
-      sets.probes.push_back(rest[i]);
-    }
-    sets.candidates.insert(sets.candidates.end(), chosen.begin(), chosen.end());
-  }
-  sets.cu_candidates.push_back(static_cast<int64_t>(sets.candidates.size()));
-  sets.cu_probes.push_back(static_cast<int64_t>(sets.probes.size()));
+  const bool probed = o.probes == ProbeRule::candidates || r < end - begin + waiting;
+  const bool counts = o.rule == ScoreRule::product || o.weight > 0;
+  share.candidates = largest(step.filter.data(), begin, end, r);
+  share.steered = c.step[b] % o.every == 0 && end - begin >= o.min_masked && probed && counts;
+  return share;
 }
 
-// Turns the confidences in `score` of a steered sequence b into BoE's scores.
-void rank(const Step& step, const BoEOptions& o, size_t b, const Sets& sets,
-          const double* influence, double* score) {
-  const StepContext& context = step.context;
-  const auto first = sets.candidates.begin() + sets.cu_candidates[b];
-  const std::vector<int64_t> own(first, sets.candidates.begin() + sets.cu_candidates[b + 1]);
-  if (own.empty()) return;
-  std::vector<double> c, t, h;
-  for (const int64_t i : own) {
-    c.push_back(step.confidence[i]);
-    t.push_back(influence[i]);
-    h.push_back(step.entropy[i]);
-  }
-  const double left = static_cast<double>(context.steps[b] - context.step[b]) /
-                      static_cast<double>(context.steps[b]);
-  const std::vector<double> scores = boe_scores(
-      c, t, h,
-      {o.gamma, o.anti_collapse, o.h_max * left, o.rule == ScoreRule::nats ? o.weight : -1.0});
-  // Every other row comes after the last candidate; confidences are at most 1.
-  const double below = *std::min_element(scores.begin(), scores.end()) - 2.0;
-  for (int64_t i = context.eligible.cu_rows[b]; i < context.eligible.cu_rows[b + 1]; ++i) {
-    score[i] += below;
-  }
-  for (size_t k = 0; k < own.size(); ++k) score[own[k]] = scores[k];
-}
-
-}  // namespace
-
-Decision BoE::decide(const StepContext& context) const {
-  const BoEOptions& o = options_;
-  const Step step(context, o);
-  Sets sets;
-  for (size_t b = 0; b + 1 < context.eligible.cu_rows.size(); ++b) choose(step, o, b, sets);
-  const auto& cu = context.eligible.cu_rows;
-  const auto with_counts = [&](Decision decision) {
-    for (size_t b = 0; o.entropy_budget > 0 && b + 1 < cu.size(); ++b) {
-      decision.count.push_back(within_budget(decision.score.const_data_ptr<double>(),
-                                             step.entropy.data(), cu[b], cu[b + 1],
-                                             o.entropy_budget));
-    }
-    return decision;
+// Takes from the scores of a sequence's candidates what those picked before them cost.
+void spread_out(const Step& step, const BoEOptions& o, const Share& share,
+                std::vector<double>& scores) {
+  const auto near = [&](int64_t i, int64_t k) {
+    const auto distance = static_cast<double>(std::abs(step.row(i) - step.row(k)));
+    return o.spread * std::exp(-distance / o.spread_width);
   };
-  if (sets.candidates.empty()) return with_counts(Decision(step.confidence.held));
+  const std::vector<int64_t>& own = share.candidates;
+  std::vector<char> picked(own.size(), 0);
+  const auto pick = [&](int64_t i) {
+    for (size_t k = 0; k < own.size(); ++k) {
+      if (!picked[k] && own[k] != i) scores[k] -= near(i, own[k]);
+    }
+  };
+  for (const int64_t i : share.sure) pick(i);
+  for (auto left = share.reveals - static_cast<int64_t>(share.sure.size()); left > 0; --left) {
+    size_t best = own.size();
+    for (size_t k = 0; k < own.size(); ++k) {
+      if (picked[k] || std::binary_search(share.sure.begin(), share.sure.end(), own[k])) continue;
+      if (best == own.size() || scores[k] > scores[best]) best = k;
+    }
+    if (best == own.size()) return;
+    picked[best] = 1;
+    pick(own[best]);
+  }
+}
 
+// Computes the candidates' influences and counts what they cost.
+void steer(const Step& step, const BoEOptions& o, const Sets& sets, Decision& result) {
+  const StepContext& context = step.context;
   InfluenceOptions options = influence_options(o);
   // A model without frozen contexts is steered all the same, at the exact one's cost.
   if (!context.context) options.context = ContextKind::exact;
@@ -261,22 +262,24 @@ Decision BoE::decide(const StepContext& context) const {
   for (const int64_t i : sets.candidates) candidate_rows.push_back(step.row(i));
   const RowSet candidates = row_set(std::move(candidate_rows), sets.cu_candidates, device);
   const RowSet probes = row_set(sets.probes, sets.cu_probes, device);
-  const at::Tensor features =
-      context.features.index_select(0, to_tensor(sets.candidates, context.features.device()));
-  const SurrogateScores surrogate = surrogate_scores(
-      context.model,
-      {context.batch, candidates, probes, features, context.forbidden, options, context.context});
-
-  const int64_t n = context.eligible.count();
-  Decision result(step.confidence.held.clone());
-  result.influence = at::full({n}, std::numeric_limits<double>::quiet_NaN(), at::kDouble);
+  SurrogateRequest request{context.batch,     candidates, probes,         {}, {},
+                           context.forbidden, options,    context.context};
+  const at::Tensor chosen = to_tensor(sets.candidates, context.features.device());
+  if (o.draft == DraftKind::token) {
+    request.tokens = context.predictions.token.index_select(0, chosen);
+  } else {
+    request.features = context.features.index_select(0, chosen);
+  }
+  const SurrogateScores surrogate = surrogate_scores(context.model, request);
+  result.influence = at::full({context.eligible.count()}, std::numeric_limits<double>::quiet_NaN(),
+                              at::kDouble);
   result.probes = sets.probes;
   result.forward_rows = surrogate.forward_rows;
   result.backward_rows = surrogate.backward_rows;
   result.head_rows = surrogate.head_rows;
   double* influence = result.influence.data_ptr<double>();
   const double* tis = surrogate.tis.const_data_ptr<double>();
-  for (size_t b = 0; b + 1 < cu.size(); ++b) {
+  for (size_t b = 0; b + 1 < sets.cu_candidates.size(); ++b) {
     for (int64_t k = sets.cu_candidates[b]; k < sets.cu_candidates[b + 1]; ++k) {
       const int64_t i = sets.candidates[k];
       if (!std::isfinite(tis[k])) {
@@ -286,9 +289,64 @@ Decision BoE::decide(const StepContext& context) const {
       }
       influence[i] = tis[k];
     }
-    rank(step, o, b, sets, influence, result.score.data_ptr<double>());
   }
-  return with_counts(std::move(result));
+}
+
+// Turns the confidences in `score` of a sequence b whose rows are chosen into BoE's scores.
+void rank(const Step& step, const BoEOptions& o, size_t b, const Share& share,
+          const double* influence, double* score) {
+  const StepContext& context = step.context;
+  std::vector<double> c, t, h;
+  for (const int64_t i : share.candidates) {
+    c.push_back(step.confidence[i]);
+    t.push_back(share.steered ? influence[i] : 0.0);
+    h.push_back(step.entropy[i]);
+  }
+  const double left = static_cast<double>(context.steps[b] - context.step[b]) /
+                      static_cast<double>(context.steps[b]);
+  std::vector<double> scores = boe_scores(
+      c, t, h,
+      {o.gamma, o.anti_collapse, o.h_max * left, o.rule == ScoreRule::nats ? o.weight : -1.0});
+  if (o.spread > 0) spread_out(step, o, share, scores);
+  // Every other row comes after the last candidate; confidences are at most 1.
+  const auto [low, high] = std::minmax_element(scores.begin(), scores.end());
+  const double below = *low - 2.0, above = *high + 1.0;
+  for (int64_t i = context.eligible.cu_rows[b]; i < context.eligible.cu_rows[b + 1]; ++i) {
+    score[i] += below;
+  }
+  for (size_t k = 0; k < scores.size(); ++k) score[share.candidates[k]] = scores[k];
+  for (const int64_t i : share.sure) score[i] = above + step.confidence[i];
+}
+
+}  // namespace
+
+Decision BoE::decide(const StepContext& context) const {
+  const BoEOptions& o = options_;
+  const Step step(context, o);
+  const auto& cu = context.eligible.cu_rows;
+  std::vector<Share> shares;
+  Sets sets;
+  Decision result(step.confidence.held.clone());
+  for (size_t b = 0; b + 1 < cu.size(); ++b) {
+    shares.push_back(share_of(step, o, b));
+    const Share& share = shares.back();
+    if (share.steered) {
+      add_probes(step, o, b, share.candidates, sets);
+      sets.candidates.insert(sets.candidates.end(), share.candidates.begin(),
+                             share.candidates.end());
+    }
+    sets.cu_candidates.push_back(static_cast<int64_t>(sets.candidates.size()));
+    sets.cu_probes.push_back(static_cast<int64_t>(sets.probes.size()));
+    if (o.factor > 0) result.count.push_back(share.reveals);
+  }
+  if (!sets.candidates.empty()) steer(step, o, sets, result);
+  const double* influence = sets.candidates.empty() ? nullptr : result.influence.const_data_ptr<double>();
+  for (size_t b = 0; b + 1 < cu.size(); ++b) {
+    const Share& share = shares[b];
+    if (share.candidates.empty() || !(share.steered || o.spread > 0)) continue;
+    rank(step, o, b, share, influence, result.score.data_ptr<double>());
+  }
+  return result;
 }
 
 }  // namespace tabes

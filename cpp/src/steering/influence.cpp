@@ -18,9 +18,10 @@
 namespace tabes {
 namespace {
 
-// Checks one sequence's positions and marks them in `use`: 1 candidate, 2 probe.
+// Checks one sequence's positions and marks them in `use`: 1 candidate, 2 probe, 3 both, unless
+// they are to be `apart`.
 void mark(const std::vector<int64_t>& positions, const char* what, size_t b,
-          const HostTokens& tokens, int64_t mask, char as, std::vector<char>& use) {
+          const HostTokens& tokens, int64_t mask, char as, bool apart, std::vector<char>& use) {
   if (positions.empty()) refuse("sequence ", b, " has no ", what, "s; give at least one position");
   for (const int64_t p : positions) {
     if (p < 0 || p >= static_cast<int64_t>(tokens.size())) {
@@ -29,9 +30,11 @@ void mark(const std::vector<int64_t>& positions, const char* what, size_t b,
     if (tokens[p] != mask) {
       refuse(what, " ", p, " of sequence ", b, " is not masked; it holds token ", tokens[p]);
     }
-    if (use[p] == as) refuse(what, " ", p, " of sequence ", b, " is given twice");
-    if (use[p]) refuse("position ", p, " of sequence ", b, " is both a candidate and a probe");
-    use[p] = as;
+    if (use[p] & as) refuse(what, " ", p, " of sequence ", b, " is given twice");
+    if (use[p] && apart) {
+      refuse("position ", p, " of sequence ", b, " is both a candidate and a probe");
+    }
+    use[p] |= as;
   }
 }
 
@@ -40,7 +43,7 @@ struct Question {
   Question(const Denoiser& model, const std::vector<at::Tensor>& sequences,
            const std::vector<std::vector<int64_t>>& candidate_lists,
            const std::vector<std::vector<int64_t>>& probe_lists,
-           const std::vector<int64_t>& forbidden_ids);
+           const std::vector<int64_t>& forbidden_ids, bool apart);
 
   std::vector<HostTokens> tokens;
   PackedBatch batch;
@@ -51,7 +54,7 @@ struct Question {
 Question::Question(const Denoiser& model, const std::vector<at::Tensor>& sequences,
                    const std::vector<std::vector<int64_t>>& candidate_lists,
                    const std::vector<std::vector<int64_t>>& probe_lists,
-                   const std::vector<int64_t>& forbidden_ids)
+                   const std::vector<int64_t>& forbidden_ids, bool apart)
     : tokens(checked_tokens(model.info(), sequences)) {
   const ModelInfo& info = model.info();
   if (candidate_lists.size() != tokens.size() || probe_lists.size() != tokens.size()) {
@@ -64,11 +67,11 @@ Question::Question(const Denoiser& model, const std::vector<at::Tensor>& sequenc
   int64_t offset = 0;
   for (size_t b = 0; b < tokens.size(); ++b) {
     std::vector<char> use(tokens[b].size(), 0);
-    mark(candidate_lists[b], "candidate", b, tokens[b], info.mask_token_id, 1, use);
-    mark(probe_lists[b], "probe", b, tokens[b], info.mask_token_id, 2, use);
+    mark(candidate_lists[b], "candidate", b, tokens[b], info.mask_token_id, 1, apart, use);
+    mark(probe_lists[b], "probe", b, tokens[b], info.mask_token_id, 2, apart, use);
     for (size_t i = 0; i < use.size(); ++i) {
-      if (use[i] == 1) c_rows.push_back(offset + static_cast<int64_t>(i));
-      if (use[i] == 2) p_rows.push_back(offset + static_cast<int64_t>(i));
+      if (use[i] & 1) c_rows.push_back(offset + static_cast<int64_t>(i));
+      if (use[i] & 2) p_rows.push_back(offset + static_cast<int64_t>(i));
     }
     cu_c.push_back(static_cast<int64_t>(c_rows.size()));
     cu_p.push_back(static_cast<int64_t>(p_rows.size()));
@@ -120,13 +123,13 @@ Influence influence(const Denoiser& model, const std::vector<at::Tensor>& sequen
                     const InfluenceOptions& options) {
   const PlainDispatch plain;
   check(options);
-  const Question q(model, sequences, candidates, probes, options.forbidden);
+  const Question q(model, sequences, candidates, probes, options.forbidden, false);
   std::unique_ptr<Context> context;
   const bool frozen = options.context == ContextKind::frozen;
   const at::Tensor features =
       model.encode(q.batch, q.candidates, options.poll, frozen ? &context : nullptr);
   const SurrogateScores scores = surrogate_scores(
-      model, {q.batch, q.candidates, q.probes, features, q.forbidden, options, context.get()});
+      model, {q.batch, q.candidates, q.probes, {}, features, q.forbidden, options, context.get()});
   Influence result;
   result.tis = as_given(scores.tis, q.candidates, candidates);
   const double* entropy = scores.entropy.const_data_ptr<double>();
@@ -145,7 +148,7 @@ OneStepFall one_step_fall(const Denoiser& model, const std::vector<at::Tensor>& 
                           const std::vector<std::vector<int64_t>>& probes,
                           const std::vector<int64_t>& forbidden, const Poll& poll) {
   const PlainDispatch plain;
-  const Question q(model, sequences, candidates, probes, forbidden);
+  const Question q(model, sequences, candidates, probes, forbidden, true);
   const at::Device device = model.info().device;
   at::Tensor guess_logits = model.project(model.encode(q.batch, q.candidates, poll)).contiguous();
   guess_logits.index_fill_(1, q.forbidden, -std::numeric_limits<double>::infinity());

@@ -28,6 +28,7 @@ std::vector<int64_t> host(const at::Tensor& t) {
 at::Tensor directions(const Denoiser& model, const SurrogateRequest& request) {
   const at::Tensor table = model.embedding_table();
   const at::Tensor mask = table.narrow(0, model.info().mask_token_id, 1);
+  if (request.tokens.defined()) return table.index_select(0, request.tokens) - mask;
   const int64_t n = request.candidates.count();
   const int64_t bytes = model.info().vocab_size * static_cast<int64_t>(sizeof(float));
   const int64_t piece = std::max<int64_t>(1, kLogitBytes / bytes);
@@ -139,9 +140,9 @@ SurrogateScores surrogate_scores(const Denoiser& model, const SurrogateRequest& 
   const PackedBatch& batch = frozen ? request.batch : part.batch;
   const RowSet& candidates = frozen ? request.candidates : part.candidates;
   const RowSet& probes = frozen ? request.probes : part.probes;
-  const RowSet active = active_rows(model, {batch, candidates, probes, {}, {}, o});
+  const RowSet active = active_rows(model, {batch, candidates, probes, {}, {}, {}, o});
   SurrogateScores result;
-  result.head_rows = candidates.count();
+  if (!request.tokens.defined()) result.head_rows = candidates.count();
   at::Tensor gradient, entropy;
   for (double alpha : o.alpha) {
     const EntropyGradient g = model.entropy_gradient({batch,

@@ -13,6 +13,9 @@ struct SurrogateRequest {
   const PackedBatch& batch;
   const RowSet& candidates;
   const RowSet& probes;
+  // What the candidates become: tokens, or, where these are undefined, the mean embedding of what
+  // is predicted from the features.
+  at::Tensor tokens;     // [candidates] int64 on the model's device
   at::Tensor features;   // [candidates, F] of the base pass
   at::Tensor forbidden;  // [f] int64 on the model's device, the mask among them
   const InfluenceOptions& options;

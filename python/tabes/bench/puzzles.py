@@ -118,9 +118,7 @@ class Countdown:
 
     def _example(self, question: countdown.Question, answer: str | None, group: str) -> Example:
         answer = answer or next(iter(countdown.answers(question)), None)
-        truth = None
-        if answer is not None:
-            truth = question.prompt + answer + "[EOS]" * (countdown.ANSWER_LENGTH - len(answer))
+        truth = None if answer is None else question.prompt + answer
         facts = {"numbers": list(question.numbers), "target": question.target}
         text = question.prompt + MASK_LITERAL * countdown.ANSWER_LENGTH
         return Example(text, truth, group, facts)

@@ -1,8 +1,10 @@
 """Countdown: reach a target from three numbers, each used once, by +, -, * and /.
 
-An example is one line of text, question and worked answer: ``30,100,93=23:93+30=123,123-100=23``.
-Numbers and targets are those of the public test set (1 to 100); every intermediate result is a
-whole number from 0 to 9999, and of two summands or factors the larger stands first.
+An example is one line of text, question and worked answer:
+``030,100,093=023:0093+0030=0123,0123-0100=0023``. Numbers and targets are those of the public test
+set (1 to 100); every intermediate result is a whole number from 0 to 9999, and of two summands or
+factors the larger stands first. All numbers are written at a fixed width, so that a digit's place
+in the text is its place value: a small model learns carries far sooner from it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 from tabes._core import InputError
 
 MOST = 9999  # of an intermediate result
-ANSWER_LENGTH = 24  # characters that hold every answer
+ANSWER_LENGTH = 29  # characters of an answer
 _ORDERS = list(itertools.permutations(range(3)))
 _STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
 
@@ -31,7 +33,7 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        return f"{','.join(map(str, self.numbers))}={self.target}:"
+        return f"{','.join(f'{n:03}' for n in self.numbers)}={self.target:03}:"
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -58,7 +60,7 @@ def _step(a: int, op: str, b: int) -> tuple[str, int] | None:
     if op in "+*" and a < b:
         a, b = b, a
     value = apply(a, op, b)
-    return None if value is None else (f"{a}{op}{b}={value}", value)
+    return None if value is None else (f"{a:04}{op}{b:04}={value:04}", value)
 
 
 def answers(question: Question) -> list[str]:

@@ -208,6 +208,16 @@ TEST(BoEScore, MatchesHandWorkedCases) {
   EXPECT_NEAR(penalised[2], 0.81 * 0.5, 1e-12);
   const auto unweighted = boe_scores(c, t, h, {0.0, 0.0, 0.3});
   EXPECT_DOUBLE_EQ(unweighted[2], 0.5);
+  const auto nats = boe_scores(c, t, h, {1.0, 0.0, 0.3, 2.0});
+  EXPECT_DOUBLE_EQ(nats[1], std::log(0.8) + 6.0);
+}
+
+TEST(BoEScore, TheFactorRuleCountsByHand) {
+  // With f = 1 the second needs 2/3, the third 3/4, the fourth 4/5.
+  EXPECT_EQ(within_factor({0.1, 0.1}, 1.0), 1);
+  EXPECT_EQ(within_factor({0.9, 0.7, 0.75, 0.79}, 1.0), 3);
+  EXPECT_EQ(within_factor({0.9, 0.6, 0.99}, 1.0), 1);
+  EXPECT_EQ(within_factor({0.9, 0.7, 0.75, 0.8}, 1.0), 4);
 }
 
 TEST(BoEScore, LargestTakesTheLowestOfEquals) {
@@ -231,7 +241,8 @@ TEST(BoEOptions, OutOfRangeIsRefused) {
         with([](auto& o) { o.every = 0; }), with([](auto& o) { o.n_candidates = 0; }),
         with([](auto& o) { o.n_candidates = 2.5, o.per_quota = false; }),
         with([](auto& o) { o.anti_collapse = -1; }), with([](auto& o) { o.h_max = -1; }),
-        with([](auto& o) { o.min_masked = -1; })}) {
+        with([](auto& o) { o.factor = -1; }), with([](auto& o) { o.spread = NAN; }),
+        with([](auto& o) { o.spread_width = 0; }), with([](auto& o) { o.min_masked = -1; })}) {
     EXPECT_THROW(BoE{o}, InputError);
   }
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from tabes import BoE
 
 Embed = Callable[..., torch.Tensor]
 
@@ -198,52 +199,79 @@ def influence(
     return -(total / len(alpha) * delta).sum(-1)
 
 
-def decode(
-    model: Reference,
-    tokens: torch.Tensor,
-    steps: int,
-    *,
-    candidates: Callable[[int], int],
-    rho: float,
-    most_entropic: bool,
-    alpha: list[float],
-    tau: float,
-    gamma: float,
-    anti_collapse: float,
-    h_max: float,
-    frozen: bool = False,
-) -> torch.Tensor:
+def factor_rule(falling: list[float], f: float) -> int:
+    """Fast-dLLM's: the largest n whose ranks r = 2..n all have c_(r) >= 1 - f / (r + 1)."""
+    n = 1
+    while n < len(falling) and falling[n] >= 1 - f / (n + 2):
+        n += 1
+    return n
+
+
+def spread_out(
+    score: dict[int, float], at: list[int], sure: list[int], count: int, weight: float, width: float
+) -> list[int]:
+    """`count` of the scored rows one by one, each the best after what those before it cost; `at`
+    are positions by row."""
+    picked = list(sure)
+    while len(picked) < count:
+
+        def value(i: int) -> float:
+            near = sum(math.exp(-abs(at[i] - at[j]) / width) for j in picked)
+            return score[i] - weight * near
+
+        picked.append(max((i for i in score if i not in picked), key=value))
+    return picked
+
+
+def decode(model: Reference, tokens: torch.Tensor, steps: int, policy: BoE) -> torch.Tensor:
     """A whole greedy BoE decode of one sequence with the active adjoint."""
     tokens = tokens.clone()
     masked = (tokens == model.mask).nonzero()[:, 0].tolist()
-    total = min(steps, len(masked))
+    total = len(masked) if policy.factor > 0 else min(steps, len(masked))
     for step in range(total):
+        if not masked:
+            break
         with torch.no_grad():
             logits = distribution(model.logits(model.table[tokens], None)[masked], [model.mask])
         c, guess = logits.softmax(-1).max(-1)
         h = entropy(logits)
-        quota = math.ceil(len(masked) / (steps - step))
         # Stable sorts keep the lowest position first among equals.
         order = sorted(range(len(masked)), key=lambda i: -c[i].item())
-        chosen = sorted(order[: candidates(quota)])
+        sure = []
+        if policy.factor > 0:
+            sure = order[: factor_rule([c[i].item() for i in order], policy.factor)]
+        count = max(len(sure), math.ceil(len(masked) / max(1, steps - step)))
+        wanted = policy.n_candidates
+        if isinstance(wanted, str):
+            wanted = math.ceil(float(wanted.removesuffix("x")) * count)
+        chosen = sorted(order[:wanted])
         rest = [i for i in range(len(masked)) if i not in chosen]
-        if rest and len(chosen) > quota:
-            sign = -1 if most_entropic else 1
-            rest = sorted(rest, key=lambda i: sign * h[i].item())[: math.ceil(rho * len(tokens))]
+        if policy.probes == "candidates":
+            rest = chosen
+        else:
+            sign = -1 if policy.probes == "most_entropic" else 1
+            most = math.ceil(policy.rho * len(tokens))
+            rest = sorted(rest, key=lambda i: sign * h[i].item())[:most]
+        reveal = order[:count]
+        if rest and len(chosen) > count > len(sure):
             at, probes = [masked[i] for i in chosen], sorted(masked[i] for i in rest)
             tis = influence(
-                model, tokens, at, probes, alpha=alpha, tau=tau, active=sorted(at + probes),
-                frozen=frozen,
+                model, tokens, at, probes, alpha=policy.alpha,
+                tau=0.0 if policy.draft == "token" else policy.tau,
+                active=sorted({*at, *probes}), frozen=policy.context == "frozen",
             )  # fmt: skip
-            span = tis.max() - tis.min()
-            scaled = (tis - tis.min()) / span if span > 0 else torch.ones_like(tis)
-            floor = h_max * (total - step) / total
-            score = c[chosen] ** gamma * scaled
-            score -= anti_collapse * (floor - h[chosen]).clamp_min(0) ** 2
-            best = sorted(range(len(chosen)), key=lambda i: -score[i].item())[:quota]
-            reveal = [chosen[i] for i in best]
-        else:
-            reveal = order[:quota]
+            if policy.rule == "nats":
+                score = policy.gamma * c[chosen].log() + policy.weight * tis
+            else:
+                span = tis.max() - tis.min()
+                scaled = (tis - tis.min()) / span if span > 0 else torch.ones_like(tis)
+                score = c[chosen] ** policy.gamma * scaled
+            floor = policy.h_max * (total - step) / total
+            score -= policy.anti_collapse * (floor - h[chosen]).clamp_min(0) ** 2
+            reveal = spread_out(
+                dict(zip(chosen, score.tolist(), strict=True)), masked, sure, count,
+                policy.spread, policy.spread_width,
+            )  # fmt: skip
         for i in reveal:
             tokens[masked[i]] = guess[i]
         masked = [p for i, p in enumerate(masked) if i not in reveal]

@@ -15,6 +15,7 @@ import tabes
 import torch
 from reference import Reference, bert, decode, influence, llada
 from safetensors.torch import load_file
+from tabes import _core
 from tabes.policies import BOE_SETTINGS
 
 
@@ -92,6 +93,24 @@ def test_tis_equals_autograd_with_stopped_gradients(
     assert relative(torch.cat(rounded), torch.cat(all_wanted)) <= limit
 
 
+def test_candidates_may_be_their_own_probes(demo_reference: Reference) -> None:
+    model = tabes.load(tabes.demo_checkpoint(), dtype="float64")
+    tokens = canvas(model, 40, 24, seed=9)
+    candidates, _ = split(tokens, model.info.mask_token_id, 6)
+    for context in ("exact", "frozen"):
+        got = tabes.influence(
+            model, [tokens], [candidates], [candidates], alpha=0.5, tau=0.0, context=context
+        )
+        wanted = influence(
+            demo_reference, tokens, candidates, candidates, alpha=[0.5], tau=0.0,
+            active=sorted(candidates), frozen=context == "frozen",
+        )  # fmt: skip
+        assert relative(got.tis[0], wanted) <= 1e-9
+        assert got.backward_rows == 6
+    with pytest.raises(tabes.InputError, match="both a candidate and a probe"):
+        _core.one_step_fall(model.core, [tokens], [candidates], [candidates], [])
+
+
 def test_tis_of_random_grouped_query_model(tiny_llada: Callable[..., tuple]) -> None:
     folder, module = tiny_llada(n_layers=3, d_model=96, n_heads=6, n_kv_heads=2, vocab=131)
     model = tabes.load(folder)
@@ -167,45 +186,37 @@ def molecules(number: int, length: int) -> list[torch.Tensor]:
     return out
 
 
-@pytest.mark.parametrize("preset", ["default", "own", "paper"])
-def test_hundred_decodes_equal_a_plain_pytorch_loop(preset: str, demo_reference: Reference) -> None:
+@pytest.mark.parametrize(
+    "policy",
+    [
+        tabes.BoE(),
+        tabes.BoE(factor=0.0, spread=0.0),
+        tabes.BoE(
+            n_candidates="3x", alpha=[0.25, 0.5], context="exact", anti_collapse=0.3,
+            rule="product", draft="expected", probes="least_entropic", factor=0.2, spread=0.1,
+        ),
+        tabes.BoE.paper(),
+    ],
+    ids=["default", "steered alone", "own", "paper"],
+)  # fmt: skip
+def test_hundred_decodes_equal_a_plain_pytorch_loop(
+    policy: tabes.BoE, demo_reference: Reference
+) -> None:
     # In float64 both sides; in float32 a tie within rounding may fall either way.
     model = tabes.load(tabes.demo_checkpoint(), dtype="float64")
-    if preset == "paper":
-        policy = tabes.BoE.paper()
-    elif preset == "default":
-        policy = tabes.BoE()
-        assert policy.context == "frozen"
-    else:
-        policy = tabes.BoE(n_candidates="3x", alpha=[0.25, 0.5], context="exact", anti_collapse=0.3)
     batch = molecules(100, 24)
     steps = 5
     out = tabes.generate(model, batch, steps=steps, policy=policy)
-    steered = 0
     for i, tokens in enumerate(batch):
-        wanted = decode(
-            demo_reference,
-            tokens,
-            steps,
-            candidates=(lambda quota: 3) if preset == "paper" else (lambda quota: 3 * quota),
-            rho=policy.rho,
-            most_entropic=preset == "paper",
-            alpha=policy.alpha,
-            tau=policy.tau,
-            gamma=policy.gamma,
-            anti_collapse=policy.anti_collapse,
-            h_max=policy.h_max,
-            frozen=policy.context == "frozen",
-        )
+        wanted = decode(demo_reference, tokens, steps, policy)
         assert out.tokens[i].tolist() == wanted.tolist(), i
-    for record in out.trace:
-        steered += int((~record.influence.isnan()).sum())
-    assert steered > 50
+    assert sum(int((~record.influence.isnan()).sum()) for record in out.trace) > 30
 
 
 def test_trace_of_a_steered_decode(demo_model: tabes.Model) -> None:
     tokens = torch.tensor([1] + [3] * 30 + [2])
-    out = tabes.generate(demo_model, tokens, steps=6, policy=tabes.BoE(rho=0.25))
+    policy = tabes.BoE(n_candidates="3x", probes="least_entropic", rho=0.25, factor=0.0)
+    out = tabes.generate(demo_model, tokens, steps=6, policy=policy)
     first = out.trace[0]
     quota = 5
     assert len(first.position) == quota
@@ -249,10 +260,16 @@ def test_every_and_min_masked_limit_steering(demo_model: tabes.Model) -> None:
         trace = tabes.generate(demo_model, tokens, steps=10, policy=policy).trace
         return [record.backward_rows > 0 for record in trace]
 
-    # Three rows a step and nine candidates: with nine masks left no probe is.
-    assert steered() == [True] * 7 + [False] * 3
-    assert [i for i, s in enumerate(steered(every=3)) if s] == [0, 3, 6]
-    assert steered(min_masked=25) == [True, True] + [False] * 8
+    # Three rows a step and six candidates: with three masks left there is no choice.
+    assert steered(factor=0.0) == [True] * 9 + [False]
+    assert [i for i, s in enumerate(steered(factor=0.0, every=3)) if s] == [0, 3, 6]
+    assert steered(factor=0.0, min_masked=25) == [True, True] + [False] * 8
+    # Nine candidates, and probes beside them: with nine masks left there are none.
+    others = dict(factor=0.0, n_candidates="3x", probes="least_entropic")
+    assert steered(**others) == [True] * 7 + [False] * 3
+    # One row a step is what the factor rule accepts in any case.
+    trace = tabes.generate(demo_model, tokens, steps=30, policy="boe").trace
+    assert not any(record.backward_rows for record in trace)
 
 
 def test_guidance_and_steering_together(demo_model: tabes.Model) -> None:
@@ -272,7 +289,6 @@ def test_guidance_and_steering_together(demo_model: tabes.Model) -> None:
         (dict(candidates=[[]]), "no candidates"),
         (dict(probes=[[]]), "no probes"),
         (dict(candidates=[[1, 1]]), "given twice"),
-        (dict(candidates=[[1]], probes=[[2, 1]]), "both a candidate and a probe"),
         (dict(candidates=[[99]]), "outside its 8 positions"),
         (dict(candidates=[[1], [2]]), "2 lists of candidates"),
         (dict(alpha=1.5), "alpha must be from 0"),
@@ -340,6 +356,10 @@ def test_numbers_of_numpy_and_torch_are_numbers(demo_model: tabes.Model, alpha: 
         dict(every=0),
         dict(gamma=-1.0),
         dict(h_max=math.nan),
+        dict(factor=-0.1),
+        dict(spread=-1.0),
+        dict(spread_width=0.0),
+        dict(draft="hard"),
     ],
 )
 def test_bad_policies_are_refused(options: dict) -> None:
@@ -362,7 +382,7 @@ def test_bad_policies_are_refused(options: dict) -> None:
         (dict(tau="warm"), "tau='warm': it must be a number"),
         (dict(gamma=True), "gamma=True: it must be a number"),
         (dict(rho=[0.5]), r"rho=\[0.5\]: it must be a number"),
-        (dict(probes=3), "probes=3: it must be one of least_entropic, .*, nearest"),
+        (dict(probes=3), "probes=3: it must be one of candidates, least_entropic, .*, nearest"),
         (dict(halo=1.0), "halo=1.0: it must be an integer"),
         (dict(every=2**70), "every=.*: it must be an integer"),
         (dict(context=None), "context=None: it must be one of exact, frozen"),
@@ -403,6 +423,7 @@ def test_help_says_the_defaults() -> None:
 def test_presets_say_what_they_are() -> None:
     paper = tabes.BoE.paper()
     assert (paper.alpha, paper.context, paper.probes) == ([1.0], "exact", "most_entropic")
+    assert (paper.draft, paper.rule, paper.factor, paper.spread) == ("expected", "product", 0, 0)
     assert tabes.BoE(n_candidates="2.5x").n_candidates == "2.5x"
     assert tabes.BoE(n_candidates=4).n_candidates == 4
     assert tabes.BoE(alpha=0.3).alpha == [0.3]

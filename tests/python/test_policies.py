@@ -163,7 +163,7 @@ def test_frozen_batches_equal_single_sequences(model: tabes.Model, prompts) -> N
 
 def test_steering_in_a_frozen_context_costs_active_rows(model: tabes.Model) -> None:
     x = torch.tensor([BOS, *[7, 8, 9] * 5, *[MASK] * 8, 9, EOS])
-    policy = tabes.BoE(n_candidates="2x")
+    policy = tabes.BoE(probes="least_entropic", factor=0.0)
     out = tabes.generate(model, x, steps=4, refresh_every=0, policy=policy)
     first, second = out.trace[:2]
     assert (first.forward_rows, first.backward_rows) == (26 + 8, 8)
@@ -172,7 +172,7 @@ def test_steering_in_a_frozen_context_costs_active_rows(model: tabes.Model) -> N
 
 def test_blocks_are_steered_by_what_waits_behind_them(model: tabes.Model) -> None:
     x = torch.tensor([BOS, *[MASK] * 24, EOS])
-    out = tabes.generate(model, x, steps=12, block_length=8, policy=tabes.BoE(n_candidates="2x"))
+    out = tabes.generate(model, x, steps=12, block_length=8, policy=tabes.BoE(probes="least_entropic", factor=0.0))
     assert all(p < 8 for r in out.trace[:4] for p in (r.position - 1).tolist())
     first = out.trace[0]
     assert first.scored == 4
@@ -180,14 +180,35 @@ def test_blocks_are_steered_by_what_waits_behind_them(model: tabes.Model) -> Non
     assert first.realised_fall[0] == first.realised_fall[0]
 
 
-def test_boe_can_spend_an_entropy_budget(model: tabes.Model) -> None:
+def test_boe_reveals_what_the_factor_rule_accepts(model: tabes.Model) -> None:
+    """Where the rule accepts as many as the quota, the step is that of the factor policy."""
     x = torch.tensor([BOS, *[MASK] * 20, EOS])
-    few = tabes.generate(model, x, policy=tabes.BoE(entropy_budget=4.0))
-    many = tabes.generate(model, x, policy=tabes.BoE(entropy_budget=0.01))
-    assert len(few.trace) < len(many.trace) <= 20
-    for record in few.trace:
-        nats = sorted(record.entropy.tolist())
-        assert sum(nats[:-1]) <= 4.0 + 1e-9
+    for f in (0.5, 3.0):
+        wanted = tabes.generate(model, x, policy=tabes.make_policy("factor", f=f))
+        got = tabes.generate(model, x, steps=20, policy=tabes.BoE(factor=f))
+        assert torch.equal(got.tokens, wanted.tokens)
+        assert [len(r.position) for r in got.trace] == [len(r.position) for r in wanted.trace]
+        assert got.backward_rows == 0
+    # With fewer steps than that the rest of a quota is steered, and steps are a bound.
+    few = tabes.generate(model, x, steps=5, policy=tabes.BoE(factor=0.5))
+    assert len(few.trace) <= 5
+    assert few.backward_rows > 0
+
+
+def test_spread_keeps_the_rows_of_a_step_apart(model: tabes.Model) -> None:
+    x = torch.tensor([BOS, *[MASK] * 24, EOS])
+
+    def nearest(spread: float) -> float:
+        policy = tabes.BoE(weight=0.0, factor=0.0, spread=spread, n_candidates="4x")
+        out = tabes.generate(model, x, steps=6, policy=policy)
+        assert out.backward_rows == 0  # without weight there is nothing to compute
+        gaps = [torch.diff(r.position.sort().values).min().item() for r in out.trace]
+        return sum(gaps) / len(gaps)
+
+    assert nearest(30.0) > nearest(0.0)
+    plain = tabes.generate(model, x, steps=6)
+    same = tabes.BoE(weight=0.0, factor=0.0, spread=0.0)
+    assert torch.equal(tabes.generate(model, x, steps=6, policy=same).tokens, plain.tokens)
 
 
 class Counted(tabes.Policy):

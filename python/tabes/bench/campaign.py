@@ -13,7 +13,7 @@ from tabes.bench.plan import Ablation, Method, Plan, TaskPlan, thinned
 from tabes.bench.pool import run_units
 from tabes.bench.prepare import Setup, all_examples
 from tabes.bench.progress import Watch
-from tabes.bench.spec import NO_TIS, Spec, available, effective, policy_from
+from tabes.bench.spec import Spec, available, effective, policy_from
 from tabes.bench.statistics import gain
 from tabes.bench.store import Cell, Store, Unit
 from tabes.bench.suite import TASKS
@@ -162,7 +162,7 @@ def _only_available(task: TaskPlan) -> TaskPlan:
         if all(m.name != ablation.method for m in methods):
             ablation = None
         else:
-            kept = tuple(v for v in ablation.variants if available(v.options.get("policy", NO_TIS)))
+            kept = tuple(v for v in ablation.variants if available(v.options.get("policy", "boe")))
             ablation = replace(ablation, variants=kept)
     return replace(task, methods=methods, ablation=ablation)
 

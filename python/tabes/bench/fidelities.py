@@ -48,7 +48,7 @@ def half_way(model: Model, examples: Sequence[Example], number: int) -> list[tor
 def setting_of(spec: Spec) -> Setting | None:
     """How a policy's influence scores are computed, None if it has none."""
     policy = policy_from(spec)
-    if not isinstance(policy, BoE):
+    if not isinstance(policy, BoE) or (policy.rule == "nats" and policy.weight == 0):
         return None
     return Setting(tuple(policy.alpha), policy.tau, policy.halo, policy.context, policy.adjoint)
 

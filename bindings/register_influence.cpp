@@ -66,10 +66,12 @@ constexpr const char* kBoEDoc =
     R"doc(Backward-on-entropy steering (TABES, arXiv 2602.00250): candidates whose revealing most
 lowers the entropy of what stays masked come first.
 
-A candidate's score is ``c**gamma * minmax(TIS) - anti_collapse * max(0, h_t - H)**2`` with
-``h_t = h_max * steps_left / steps``; c is its confidence, H its entropy in nats, TIS its token
-influence score. All other rows follow by confidence. A step that the gradient could not change
-(no probes, or no more candidates than rows to reveal) is ordered by confidence at no cost.
+A candidate's score is ``gamma * log(c) + weight * TIS``, less
+``anti_collapse * max(0, h_t - H)**2`` with ``h_t = h_max * steps_left / steps``; c is its
+confidence, H its entropy in nats, TIS its token influence score: how much a draft of all
+candidates agrees with itself because of this one. Rows that `factor` accepts come first, rows that are no candidates last, by confidence. A
+step that the gradient could not change is ordered by confidence at no cost, and with weight=0
+all of them are.
 
 Args:
     n_candidates: how many rows get a score each step: a number of rows, or a multiple of the
@@ -80,8 +82,8 @@ Args:
     draft: what a candidate is taken to become: the "token" that would be written, or the
         "expected" embedding, the mean over its distribution, as in the paper.
     tau: temperature of that distribution; 0: the embedding of the likeliest token.
-    rule: "product", as above, or "nats": ``gamma * log(c) + weight * TIS`` in its place.
-    gamma: exponent of the confidence, or factor of its logarithm.
+    rule: "nats", as above, or "product", the paper's: ``c**gamma * minmax(TIS)`` in its place.
+    gamma: factor of the confidence's logarithm, or its exponent.
     weight: of the influence, with rule "nats".
     factor: above 0: rows that Fast-dLLM's factor rule accepts with this f are revealed in any
         case, unsteered, and may be more than the schedule's quota; the rest is steered.
@@ -336,8 +338,7 @@ void register_influence(py::module_& m) {
       .def_property_readonly("draft",
                              [](const BoE& p) { return name_of(kDrafts, p.options().draft); })
       .def_property_readonly("spread", [](const BoE& p) { return p.options().spread; })
-      .def_property_readonly("spread_width",
-                             [](const BoE& p) { return p.options().spread_width; })
+      .def_property_readonly("spread_width", [](const BoE& p) { return p.options().spread_width; })
       .def_property_readonly("factor", [](const BoE& p) { return p.options().factor; });
 }
 

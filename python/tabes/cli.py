@@ -238,7 +238,9 @@ def _add_steering(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--anti-collapse", type=float, metavar="W", help="weight of the penalty")
     group.add_argument("--h-max", type=float, metavar="H", help="entropy floor of the penalty")
     group.add_argument("--rho", type=float, metavar="R", help="most other probes, as share of L")
-    group.add_argument("--probes", help="candidates, least_entropic, most_entropic, random, nearest")
+    group.add_argument(
+        "--probes", help="candidates, least_entropic, most_entropic, random, nearest"
+    )
     group.add_argument("--halo", type=int, metavar="N", help="neighbours that are active as well")
     group.add_argument("--context", help="frozen or exact")
     group.add_argument("--adjoint", help="active or dense")

@@ -117,6 +117,17 @@ def torch_rows(length: int, rho: float) -> dict[str, list[int]]:
     return {"torch plain": [length, 0, masked], "torch naive": boe, "torch stopped": boe}
 
 
+def steered(**options: object) -> tabes.BoE:
+    """As many candidates, and probes beside them, in every step."""
+    return tabes.BoE(
+        n_candidates=CANDIDATES,
+        probes="least_entropic",
+        draft="expected",
+        factor=0.0,
+        **options,
+    )
+
+
 def timed(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
@@ -132,7 +143,7 @@ def measure(name: str, dtype: str, length: int, rhos: list[float], repeats: int)
     results = []
     for rho in rhos:
         policies = {
-            key: tabes.BoE(n_candidates=CANDIDATES, rho=probes(rho, length) / length, **options)
+            key: steered(rho=probes(rho, length) / length, **options)
             for key, options in OURS.items()
         }
         times: dict[str, list[float]] = {
@@ -202,7 +213,7 @@ def peak_of(
         policy = (
             "confidence"
             if name == "plain"
-            else tabes.BoE(n_candidates=CANDIDATES, rho=probes(0.25, length) / length, **OURS[name])
+            else steered(rho=probes(0.25, length) / length, **OURS[name])
         )
         for _ in range(2):
             our_step(model, tokens, policy)

@@ -191,7 +191,10 @@ def steps(bench: Bench, shape: Shape, tiny: bool) -> None:
                     return
                 candidates = 3
                 probes = max(1, int(share * length) - candidates)
-                shared = dict(n_candidates=candidates, rho=probes / length)
+                shared = dict(
+                    n_candidates=candidates, probes="least_entropic", rho=probes / length,
+                    draft="expected", factor=0.0,
+                )  # fmt: skip
                 policies = {
                     "plain": "confidence",
                     "frozen": tabes.BoE(**shared),

@@ -172,7 +172,9 @@ def test_steering_in_a_frozen_context_costs_active_rows(model: tabes.Model) -> N
 
 def test_blocks_are_steered_by_what_waits_behind_them(model: tabes.Model) -> None:
     x = torch.tensor([BOS, *[MASK] * 24, EOS])
-    out = tabes.generate(model, x, steps=12, block_length=8, policy=tabes.BoE(probes="least_entropic", factor=0.0))
+    out = tabes.generate(
+        model, x, steps=12, block_length=8, policy=tabes.BoE(probes="least_entropic", factor=0.0)
+    )
     assert all(p < 8 for r in out.trace[:4] for p in (r.position - 1).tolist())
     first = out.trace[0]
     assert first.scored == 4

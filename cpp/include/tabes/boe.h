@@ -69,14 +69,16 @@ struct BoEOptions {
 };
 
 // BoE steering (TABES, arXiv 2602.00250). A candidate's score is
-//   c^gamma * minmax(TIS) - anti_collapse * max(0, h_t - H)^2,  h_t = h_max * steps left / steps,
-// with c its confidence, H its entropy, and minmax the scaling of the candidates' influence to
-// [0, 1] within their sequence (1 for all where they are equal); under ScoreRule::nats the first
-// term is gamma * log c + weight * TIS. All other eligible rows come after the candidates, by
-// confidence. Probes are the candidates themselves, or masked rows that are none, later blocks'
-// among them. A sequence without probes, or with no more candidates than rows to reveal, is ordered
-// by confidence at no cost, since influence could change nothing.
-// With a model that keeps no context (ModuleDenoiser) a frozen one is replaced by the exact one.
+//   gamma * log c + weight * TIS - anti_collapse * max(0, h_t - H)^2,
+//   h_t = h_max * steps left / steps,
+// with c its confidence and H its entropy; under ScoreRule::product the first two terms are
+// c^gamma * minmax(TIS), the paper's, with minmax the scaling of the candidates' influence to
+// [0, 1] within their sequence (1 for all where they are equal). Rows that `factor` accepts come
+// before the candidates and all other eligible rows after them, by confidence. Probes are the
+// candidates themselves, or masked rows that are none, later blocks' among them. A sequence without
+// probes, or with no more candidates than rows to reveal, is ordered by confidence at no cost,
+// since influence could change nothing. With a model that keeps no context (ModuleDenoiser) a
+// frozen one is replaced by the exact one.
 class BoE final : public Policy {
  public:
   // Throws InputError for an option out of range.

@@ -51,9 +51,7 @@ class Factor final : public Prefix {
 
  private:
   at::Tensor order(const Predictions& p) const override { return p.confidence; }
-  int64_t take(const std::vector<double>& c) const override {
-    return within_factor(c, f_);
-  }
+  int64_t take(const std::vector<double>& c) const override { return within_factor(c, f_); }
   double f_;
 };
 

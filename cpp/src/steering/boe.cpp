@@ -20,6 +20,10 @@
 namespace tabes {
 namespace {
 
+bool uses_influence(const BoEOptions& o) {
+  return o.rule == ScoreRule::product || o.weight > 0;
+}
+
 InfluenceOptions influence_options(const BoEOptions& o) {
   InfluenceOptions i;
   i.alpha = o.alpha;
@@ -104,7 +108,7 @@ BoE::BoE(BoEOptions options) : options_(std::move(options)) {
 }
 
 bool BoE::wants_context(const std::vector<int64_t>& step) const {
-  return options_.context == ContextKind::frozen &&
+  return options_.context == ContextKind::frozen && uses_influence(options_) &&
          std::any_of(step.begin(), step.end(), [&](int64_t s) { return s % options_.every == 0; });
 }
 
@@ -217,9 +221,9 @@ Share share_of(const Step& step, const BoEOptions& o, size_t b) {
   if (r <= share.reveals || share.reveals <= sure) return share;
   const int64_t waiting = c.waiting.cu_rows[b + 1] - c.waiting.cu_rows[b];
   const bool probed = o.probes == ProbeRule::candidates || r < end - begin + waiting;
-  const bool counts = o.rule == ScoreRule::product || o.weight > 0;
   share.candidates = largest(step.filter.data(), begin, end, r);
-  share.steered = c.step[b] % o.every == 0 && end - begin >= o.min_masked && probed && counts;
+  share.steered =
+      c.step[b] % o.every == 0 && end - begin >= o.min_masked && probed && uses_influence(o);
   return share;
 }
 
@@ -271,8 +275,8 @@ void steer(const Step& step, const BoEOptions& o, const Sets& sets, Decision& re
     request.features = context.features.index_select(0, chosen);
   }
   const SurrogateScores surrogate = surrogate_scores(context.model, request);
-  result.influence = at::full({context.eligible.count()}, std::numeric_limits<double>::quiet_NaN(),
-                              at::kDouble);
+  result.influence =
+      at::full({context.eligible.count()}, std::numeric_limits<double>::quiet_NaN(), at::kDouble);
   result.probes = sets.probes;
   result.forward_rows = surrogate.forward_rows;
   result.backward_rows = surrogate.backward_rows;
@@ -340,7 +344,8 @@ Decision BoE::decide(const StepContext& context) const {
     if (o.factor > 0) result.count.push_back(share.reveals);
   }
   if (!sets.candidates.empty()) steer(step, o, sets, result);
-  const double* influence = sets.candidates.empty() ? nullptr : result.influence.const_data_ptr<double>();
+  const double* influence =
+      sets.candidates.empty() ? nullptr : result.influence.const_data_ptr<double>();
   for (size_t b = 0; b + 1 < cu.size(); ++b) {
     const Share& share = shares[b];
     if (share.candidates.empty() || !(share.steered || o.spread > 0)) continue;

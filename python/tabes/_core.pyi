@@ -172,9 +172,9 @@ class BoE(Policy):
     A candidate's score is ``gamma * log(c) + weight * TIS``, less
     ``anti_collapse * max(0, h_t - H)**2`` with ``h_t = h_max * steps_left / steps``; c is its
     confidence, H its entropy in nats, TIS its token influence score: how much a draft of all
-    candidates agrees with itself because of this one. Rows that `factor` accepts come first, rows that are no candidates last, by confidence. A
-    step that the gradient could not change is ordered by confidence at no cost, and with weight=0
-    all of them are.
+    candidates agrees with itself because of this one. Rows that `factor` accepts come first, rows
+    that are no candidates last, by confidence. A step that the gradient could not change is ordered
+    by confidence at no cost, and with weight=0 all of them are.
 
     Args:
         n_candidates: how many rows get a score each step: a number of rows, or a multiple of the

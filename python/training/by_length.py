@@ -30,6 +30,8 @@ class ByLength:
                 plan += [(length, order[i : i + size]) for i in range(0, len(order), size)]
             # A batch far smaller than the rest would be a noisy step: leave each length's rest out.
             plan = [p for p in plan if len(p[1]) * p[0] > tokens // 2]
+            if not plan:
+                raise ValueError(f"no length fills half a batch of {tokens} tokens")
             shuffled = rng.permutation(len(plan))
             for i in shuffled[start:]:
                 length, rows = plan[i]

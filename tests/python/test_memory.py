@@ -48,3 +48,33 @@ def test_a_load_holds_the_model_and_one_tensor(
     print(f"{dtype}: {added / MIB:.0f} MiB added, model {parameters * size / MIB:.0f} MiB")
     assert added <= allowed
     assert added > parameters * size  # the weights are really held, so the measure is one
+
+
+EXHAUSTED = """
+import resource, sys
+from pathlib import Path
+import tabes
+
+model = tabes.load(tabes.demo_checkpoint())
+canvas = [1] + [3] * 38 + [2]
+wanted = tabes.generate(model, [canvas], steps=2).tokens[0]
+held = int(Path("/proc/self/status").read_text().split("VmSize:")[1].split()[0]) * 1024
+limits = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (held + 2**27, limits[1]))
+try:
+    tabes.generate(model, [canvas] * 20_000, steps=2, policy=sys.argv[1])
+except tabes.DeviceError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, limits)
+assert tabes.generate(model, [canvas], steps=2).tokens[0].equal(wanted)
+"""
+
+
+@pytest.mark.parametrize("policy", ["confidence", "boe"])
+def test_memory_that_runs_out_is_an_error_and_the_model_stays(policy: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EXHAUSTED, policy], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "out of memory on cpu in step 0 of 20000 sequences of up to 40 tokens" in done.stdout
+    assert "decode fewer at a time" in done.stdout

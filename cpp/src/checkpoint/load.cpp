@@ -1,7 +1,6 @@
 #include <ATen/Context.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
-#include <c10/util/Exception.h>
 #include <sys/stat.h>
 
 #if defined(__GLIBC__)
@@ -9,7 +8,6 @@
 #endif
 
 #include <algorithm>
-#include <new>
 #include <utility>
 
 #include "checkpoint/checks.h"
@@ -20,6 +18,8 @@
 #include "checkpoint/plan.h"
 #include "checkpoint/tensor_read.h"
 #include "checkpoint/tensor_store.h"
+#include "messages.h"
+#include "out_of_memory.h"
 #include "tabes/checkpoint.h"
 #include "tabes/error.h"
 #include "tabes/transformer.h"
@@ -101,13 +101,6 @@ std::shared_ptr<const Denoiser> load_folder(const std::string& folder, const Loa
   return made;
 }
 
-// ATen reports a failed CPU allocation as a plain Error, told apart only by its text.
-bool is_out_of_memory(const c10::Error& error) {
-  return dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr ||
-         std::string_view(error.what_without_backtrace()).find("allocate memory") !=
-             std::string_view::npos;
-}
-
 }  // namespace
 
 std::shared_ptr<const Denoiser> load(const std::string& directory, const LoadOptions& options) {
@@ -117,16 +110,9 @@ std::shared_ptr<const Denoiser> load(const std::string& directory, const LoadOpt
   const at::NoGradGuard no_grad;
   std::string folder = directory;
   while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
-  const std::string out_of_memory =
-      folder + ": not enough memory to load the model on " + options.device.str();
-  try {
-    return load_folder(folder, options);
-  } catch (const c10::Error& error) {
-    if (is_out_of_memory(error)) throw DeviceError(out_of_memory);
-    throw;
-  } catch (const std::bad_alloc&) {
-    throw DeviceError(out_of_memory);
-  }
+  return within_memory(
+      [&] { return load_folder(folder, options); },
+      [&] { return text(folder, ": not enough memory to load the model on ", options.device); });
 }
 
 }  // namespace tabes

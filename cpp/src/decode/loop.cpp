@@ -13,6 +13,7 @@
 #include "batch/forbidden.h"
 #include "batch/select.h"
 #include "messages.h"
+#include "out_of_memory.h"
 
 namespace tabes {
 namespace {
@@ -99,7 +100,9 @@ GenerateResult Loop::run() {
   GenerateResult result;
   const auto start = Clock::now();
   for (int64_t number = 0; unfinished(); ++number) {
-    result.trace.push_back(step(number, number ? &result.trace.back() : nullptr));
+    StepRecord* before = number ? &result.trace.back() : nullptr;
+    result.trace.push_back(
+        within_memory([&] { return step(number, before); }, [&] { return out_of_memory(number); }));
     result.forward_rows += result.trace.back().forward_rows;
     result.backward_rows += result.trace.back().backward_rows;
     result.head_rows += result.trace.back().head_rows;
@@ -113,6 +116,19 @@ GenerateResult Loop::run() {
       static_cast<double>(result.forward_rows + result.backward_rows) / rows_;
   result.seconds = seconds_since(start);
   return result;
+}
+
+std::string Loop::out_of_memory(int64_t number) const {
+  int64_t live = 0, longest = 0;
+  for (const Canvas& c : canvases_) {
+    live += c.schedule.done() ? 0 : 1;
+    longest = std::max(longest, static_cast<int64_t>(c.tokens.size()));
+  }
+  return text(
+      "out of memory on ", info_.device, " in step ", number, " of ", live, " sequences of up to ",
+      longest, " tokens by policy ", policy_->name(),
+      ": decode fewer at a time, or shorter ones; a policy that computes gradients or looks "
+      "ahead takes more than confidence does (BoE: lower n_candidates or rho)");
 }
 
 std::vector<at::Tensor> Loop::tokens() const {

@@ -31,6 +31,8 @@ class Loop {
     std::vector<double> seen_entropy;
   };
 
+  // What to say if memory runs out in a step.
+  std::string out_of_memory(int64_t number) const;
   StepRecord step(int64_t number, StepRecord* before);
   // Predictions at the eligible rows; looks at the model only where they are not known already.
   void look(Step& step);

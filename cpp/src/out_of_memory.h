@@ -1,0 +1,36 @@
+// Failed allocations as errors that say what to do.
+#pragma once
+
+#include <c10/util/Exception.h>
+
+#include <new>
+#include <string_view>
+#include <utility>
+
+#include "tabes/error.h"
+
+namespace tabes {
+
+// ATen reports a failed CPU allocation, and CUDA libraries any, as a plain Error, told apart only
+// by its text.
+inline bool is_out_of_memory(const c10::Error& error) {
+  if (dynamic_cast<const c10::OutOfMemoryError*>(&error)) return true;
+  const std::string_view said = error.what_without_backtrace();
+  return said.find("allocate memory") != std::string_view::npos ||
+         said.find("out of memory") != std::string_view::npos;
+}
+
+// What `work` returns; if memory runs out meanwhile, DeviceError with the text of `say`.
+template <typename Work, typename Say>
+auto within_memory(Work&& work, Say&& say) {
+  try {
+    return std::forward<Work>(work)();
+  } catch (const c10::Error& error) {
+    if (!is_out_of_memory(error)) throw;
+    throw DeviceError(say());
+  } catch (const std::bad_alloc&) {
+    throw DeviceError(say());
+  }
+}
+
+}  // namespace tabes

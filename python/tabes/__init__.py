@@ -72,7 +72,8 @@ __all__ = [
 
 
 def demo_checkpoint(name: str = "moses") -> Path:
-    """The folder of a bundled model: "moses" (SMILES strings) or "sudoku".
+    """The folder of a bundled model: "moses" (SMILES strings), "sudoku" or
+    "countdown".
 
     Raises InputError for another name.
     """

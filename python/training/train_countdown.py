@@ -1,7 +1,7 @@
 """Train the Countdown model: a character-level masked diffusion model in the LLaDA layout.
 
-    python python/training/train_countdown.py --out runs/countdown --steps 8000
-    python python/training/train_countdown.py --out runs/countdown --steps 9500 --cooldown 1500
+    python python/training/train_countdown.py --out run --steps 7500 --tokens 4096
+    python python/training/train_countdown.py --out run --steps 8700 --cooldown 1200 --tokens 4096
 
 Questions with a worked answer are drawn at random (tabes/tasks/countdown.py); the public test
 questions are left out. Only the answer is masked.

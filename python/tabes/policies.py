@@ -44,7 +44,8 @@ def make_policy(name: str, **options: Any) -> Policy:
     """A policy by name (see `policy_names`), with settings by keyword.
 
     The settings of "boe" and "boe_paper" are those of `tabes.BoE`, those of the others numbers:
-    threshold(tau=0.9), factor(f=1), entropy_bound(gamma=0.1), klass(tau=0.9, epsilon=0.01,
+    threshold(tau=0.9), factor(f=1), entropy_bound(gamma=0.1), spread(spread=3, width=3, factor=1,
+    candidates=2), klass(tau=0.9, epsilon=0.01,
     history=2), info_gain(candidates=8, position_temperature=0.2, threshold=0.8), lookum(pool=5,
     paths=2), remdm_cap(eta=0.008), remdm_rescale(eta=0.015), remdm_conf(), remdm_loop(eta=0.02,
     t_on=0.55, t_off=0.05, alpha_on=0.9), pc_sampler(decay=0.25), oracle(candidates=3, gamma=1).

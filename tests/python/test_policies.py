@@ -213,6 +213,23 @@ def test_spread_keeps_the_rows_of_a_step_apart(model: tabes.Model) -> None:
     assert torch.equal(tabes.generate(model, x, steps=6, policy=same).tokens, plain.tokens)
 
 
+def test_the_spread_policy_is_boe_without_a_gradient(model: tabes.Model) -> None:
+    x = torch.tensor([BOS, *[MASK] * 24, EOS])
+    for options, settings in (
+        ({}, {}),
+        (
+            dict(spread=9.0, width=1.5, factor=0.3, candidates=3),
+            dict(spread=9.0, spread_width=1.5, factor=0.3, n_candidates="3x"),
+        ),
+    ):
+        how = dict(steps=5, temperature=0.7, seed=3)
+        got = tabes.generate(model, x, policy=tabes.make_policy("spread", **options), **how)
+        wanted = tabes.generate(model, x, policy=tabes.BoE(weight=0.0, **settings), **how)
+        assert torch.equal(got.tokens, wanted.tokens)
+        assert got.backward_rows == 0
+    assert tabes.make_policy("spread").name() == "spread"
+
+
 class Counted(tabes.Policy):
     """Decides as the test says."""
 

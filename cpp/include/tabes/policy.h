@@ -137,6 +137,10 @@ using PolicyOptions = std::map<std::string, double>;
 //                   ranks r = 2..n; f=1 (Fast-dLLM)
 //   entropy_bound   the k least entropic, k the largest whose entropies but for the largest sum to
 //                   at most gamma=0.1 nats (EB-Sampler, arXiv 2505.24857)
+//   spread          what `factor` accepts with f = factor=1; if that is less than the quota, the
+//   rest
+//                   of it by log c less spread=3 * exp(-distance / width=3) for every row picked
+//                   before, among the first candidates=2 times the quota: BoE without a gradient
 //   klass           all with a confidence above tau=0.9 whose last history=2 changes of
 //                   distribution were below epsilon=0.01 nats (KL), else the quota by confidence
 //   info_gain       of candidates=8 sets of the quota's size, the most confident rows and others

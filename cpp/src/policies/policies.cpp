@@ -73,6 +73,27 @@ class PositionWeighted final : public Policy {
   double decay_;
 };
 
+// BoE's order without its gradient: what is sure, and of the rest what stands apart.
+class Spread final : public Policy {
+ public:
+  explicit Spread(const Settings& s) : steering_(options(s)) {}
+  std::string name() const override { return "spread"; }
+  Pace pace() const override { return steering_.pace(); }
+  Decision decide(const StepContext& c) const override { return steering_.decide(c); }
+
+ private:
+  static BoEOptions options(const Settings& s) {
+    BoEOptions o;
+    o.weight = 0;
+    o.n_candidates = s["candidates"];
+    o.factor = s["factor"];
+    o.spread = s["spread"];
+    o.spread_width = s["width"];
+    return o;
+  }
+  BoE steering_;
+};
+
 struct Setting {
   const char* name;
   double value, least, most;
@@ -109,6 +130,12 @@ const std::vector<Named>& named() {
       {"threshold", {{"tau", 0.9, 0, 1}}, make_threshold},
       {"factor", {{"f", 1.0, 0, kLarge}}, make_factor},
       {"entropy_bound", {{"gamma", 0.1, 0, kLarge}}, make_entropy_bound},
+      {"spread",
+       {{"spread", 3, 0, kLarge},
+        {"width", 3, 1e-6, kLarge},
+        {"factor", 1, 0, kLarge},
+        {"candidates", 2, 1, kLarge}},
+       [](const Settings& s) -> Made { return std::make_shared<const Spread>(s); }},
       {"klass",
        {{"tau", 0.9, 0, 1}, {"epsilon", 0.01, 0, kLarge}, {"history", 2, 1, kLarge, true}},
        make_klass},

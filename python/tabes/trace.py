@@ -401,7 +401,7 @@ def render(decode: Decode, width: int) -> RenderableType:
     lines.append(Text("".join(map(decode.label, decode.final)), overflow="fold"))
     legend = f"{MASK_SYMBOL} masked  {_WRITTEN} written  {_AGREED} revealed"
     legend += (
-        f"  {_AGAINST} revealed by the gradient, not by confidence; entropy and its fall in nats"
+        f"  {_AGAINST} revealed against the order of confidence; entropy and its fall in nats"
     )
     if each > 1:
         legend += f"; a column is {each} positions"
@@ -584,7 +584,7 @@ def _draw_order(figure: Figure, axes: Axes, decode: Decode) -> None:
         handle = Patch(fill=False, edgecolor=_AGAINST_COLOUR, linewidth=1.5)
         axes.legend(
             [handle],
-            ["chosen by the gradient, not by confidence"],
+            ["revealed against the order of confidence"],
             loc="lower right",
             bbox_to_anchor=(1, 1),
             frameon=False,

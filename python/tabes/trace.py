@@ -400,9 +400,7 @@ def render(decode: Decode, width: int) -> RenderableType:
         lines.append(line)
     lines.append(Text("".join(map(decode.label, decode.final)), overflow="fold"))
     legend = f"{MASK_SYMBOL} masked  {_WRITTEN} written  {_AGREED} revealed"
-    legend += (
-        f"  {_AGAINST} revealed against the order of confidence; entropy and its fall in nats"
-    )
+    legend += f"  {_AGAINST} revealed against the order of confidence; entropy and its fall in nats"
     if each > 1:
         legend += f"; a column is {each} positions"
     lines.append(Text(legend, style="dim"))

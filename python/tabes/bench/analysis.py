@@ -156,13 +156,24 @@ def _against(
                 "rivals": [c.to_dict() for c in known],  # the best first
             }
         )
-    overall = {}
-    for rival, frontier in rivals.items():
+    siblings = {other: _points(frontiers[other], metric, cost) for other in own if other != name}
+    return {
+        "method": name,
+        "points": rows,
+        "overall": _overall(ours, rivals),
+        "among_ours": _overall(ours, siblings),
+    }
+
+
+def _overall(ours: Sequence[Point], others: Mapping[str, Sequence[Point]]) -> dict[str, Any]:
+    """The mean difference to each of the others where there is one."""
+    found = {}
+    for name, frontier in others.items():
         over_all = summary(ours, frontier)
         if over_all is not None:
             interval, points = over_all
-            overall[rival] = interval.to_dict() | {"points": points, "verdict": interval.verdict}
-    return {"method": name, "points": rows, "overall": overall}
+            found[name] = interval.to_dict() | {"points": points, "verdict": interval.verdict}
+    return found
 
 
 def _ablation(campaign: Campaign, task: TaskPlan) -> list[dict[str, Any]]:

@@ -118,6 +118,9 @@ def _task(task: Mapping[str, Any]) -> list[str]:
             parts.append(_against_best(found))
             parts.append("Against each, averaged over the settings where it can be compared:")
             parts.append(_against_each(found))
+            if found["among_ours"]:
+                parts.append("Against our other methods, in the same way:")
+                parts.append(_among_ours(found))
     if task["ablation"]:
         parts += ["### Taken apart", _ablation(task)]
     return [part for part in parts if part]
@@ -221,6 +224,19 @@ def _against_each(found: Mapping[str, Any]) -> str:
         rows.append([rival, _interval(overall, signed=True), overall["verdict"], *counts])
     head = ["rival", "mean difference", "verdict", "settings better", "in the noise", "worse"]
     return table(head, rows)
+
+
+def _among_ours(found: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            other,
+            f"{overall['points']} of {len(found['points'])}",
+            _interval(overall, signed=True),
+            overall["verdict"],
+        ]
+        for other, overall in found["among_ours"].items()
+    ]
+    return table(["method", "at settings", "mean difference", "verdict"], rows)
 
 
 def _ablation(task: Mapping[str, Any]) -> str:

@@ -235,18 +235,20 @@ void spread_out(const Step& step, const BoEOptions& o, const Share& share,
     return o.spread * std::exp(-distance / o.spread_width);
   };
   const std::vector<int64_t>& own = share.candidates;
-  std::vector<char> picked(own.size(), 0);
+  std::vector<char> picked;
+  for (const int64_t i : own) {
+    picked.push_back(std::binary_search(share.sure.begin(), share.sure.end(), i));
+  }
   const auto pick = [&](int64_t i) {
     for (size_t k = 0; k < own.size(); ++k) {
-      if (!picked[k] && own[k] != i) scores[k] -= near(i, own[k]);
+      if (!picked[k]) scores[k] -= near(i, own[k]);
     }
   };
   for (const int64_t i : share.sure) pick(i);
   for (auto left = share.reveals - static_cast<int64_t>(share.sure.size()); left > 0; --left) {
     size_t best = own.size();
     for (size_t k = 0; k < own.size(); ++k) {
-      if (picked[k] || std::binary_search(share.sure.begin(), share.sure.end(), own[k])) continue;
-      if (best == own.size() || scores[k] > scores[best]) best = k;
+      if (!picked[k] && (best == own.size() || scores[k] > scores[best])) best = k;
     }
     if (best == own.size()) return;
     picked[best] = 1;

@@ -72,8 +72,7 @@ __all__ = [
 
 
 def demo_checkpoint(name: str = "moses") -> Path:
-    """The folder of a bundled model: "moses" (SMILES strings), "sudoku" or
-    "countdown".
+    """The folder of a bundled model: "moses" (SMILES), "sudoku" or "countdown".
 
     Raises InputError for another name.
     """

@@ -66,7 +66,7 @@ class Reveal:
 
     @property
     def against_confidence(self) -> bool:
-        """Whether the gradient chose it and confidence alone would have left it masked."""
+        """Whether it was steered, and confidence alone would have left it masked."""
         return not self.by_confidence and not math.isnan(self.influence)
 
 

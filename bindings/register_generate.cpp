@@ -72,6 +72,7 @@ void register_generate(py::module_& m) {
       .def_readwrite("seed", &GenerateOptions::seed)
       .def_readwrite("sequence_ids", &GenerateOptions::sequence_ids)
       .def_readwrite("forbidden", &GenerateOptions::forbidden)
+      .def_readwrite("on_device", &GenerateOptions::on_device)
       .def_readwrite("logits_eos_inf", &GenerateOptions::logits_eos_inf)
       .def_readwrite("confidence_eos_eot_inf", &GenerateOptions::confidence_eos_eot_inf);
 

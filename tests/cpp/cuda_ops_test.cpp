@@ -120,6 +120,15 @@ TEST_P(CudaOps, Samples) {
   }
 }
 
+TEST(CudaOp, UniformsAreTheSameBits) {
+  const at::Tensor b = at::tensor({0, 3, 3}, at::kLong), i = at::tensor({7, 7, 9}, at::kLong);
+  const at::Tensor t = at::tensor({5, 5, 2}, at::kLong);
+  const int64_t stream = static_cast<int64_t>(Stream::order);
+  EXPECT_TRUE(at::equal(
+      cuda<decltype(ops::counter_uniforms_meta)>("tabes::counter_uniforms", b, i, t, -3, stream),
+      ops::counter_uniforms(b, i, t, static_cast<uint64_t>(-3), Stream::order)));
+}
+
 struct Attention {
   std::vector<int64_t> cu_k{0, 70, 75, 140}, cu_q{0, 66, 66, 75}, cu_keys{0, 5, 7, 10},
       cu_queries{0, 3, 3, 5};

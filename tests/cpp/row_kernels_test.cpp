@@ -328,14 +328,18 @@ TYPED_TEST(RowKernels, SamplesInvertTheDistribution) {
 }
 
 TEST(RowKernel, UniformsAreNamedBySequencePositionAndStep) {
-  const std::vector<int64_t> sequences{0, 3, 3}, positions{7, 7, 9};
+  const std::vector<int64_t> sequences{0, 3, 3}, positions{7, 7, 9}, steps{5, 5, 2};
   std::vector<double> out(3);
-  const UniformParams p{
-      42,        static_cast<uint32_t>(Stream::order), sequences.data(), positions.data(), 5, 3,
-      out.data()};
+  const UniformParams p{42,
+                        static_cast<uint32_t>(Stream::order),
+                        sequences.data(),
+                        positions.data(),
+                        steps.data(),
+                        3,
+                        out.data()};
   EXPECT_EQ(launch_uniforms(p, nullptr), 0);
   for (int i = 0; i < 3; ++i) {
-    EXPECT_EQ(out[i], counter_uniform(42, Stream::order, sequences[i], positions[i], 5));
+    EXPECT_EQ(out[i], counter_uniform(42, Stream::order, sequences[i], positions[i], steps[i]));
   }
 }
 

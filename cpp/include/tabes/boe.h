@@ -86,12 +86,20 @@ class BoE final : public Policy {
 
   std::string name() const override { return "boe"; }
   Decision decide(const StepContext& context) const override;
+  // Where influence is asked for: candidates as probes, a frozen context without halo, the active
+  // adjoint, and a model whose logits are not shifted.
+  bool on_device(const Denoiser& model) const override;
+  DeviceDecision decide_on_device(const DeviceStep& step) const override;
   Pace pace() const override { return options_.factor > 0 ? Pace::adaptive : Pace::quota; }
   bool wants_waiting() const override { return options_.probes != ProbeRule::candidates; }
   bool wants_context(const std::vector<int64_t>& step) const override;
   const BoEOptions& options() const { return options_; }
+  // Whether the score holds an influence, which takes a gradient.
+  bool uses_influence() const;
 
  private:
+  InfluenceOptions influence_options() const;
+
   BoEOptions options_;
 };
 

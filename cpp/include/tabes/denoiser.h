@@ -106,6 +106,9 @@ class Denoiser {
   virtual at::Tensor encode(const PackedBatch& batch, const RowSet& rows, const Poll& poll = {},
                             std::unique_ptr<Context>* kept = nullptr) const = 0;
 
+  // Whether encode() leaves a context.
+  virtual bool keeps_context() const { return false; }
+
   // The same in a frozen context: the `active` rows, which must hold all that predict `rows`, are
   // computed, and their keys and values in the context are those of this pass from then on; all
   // other rows keep what they had. Throws InputError for a model that keeps no context.

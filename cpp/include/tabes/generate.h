@@ -38,7 +38,8 @@ struct StepRecord {
   int64_t backward_rows = 0;  // rows through its adjoint
   int64_t head_rows = 0;      // rows through the vocabulary projection
   double seconds = 0;         // the whole step
-  double model_seconds = 0;   // of it, inside the model and its statistics
+  // Of it, inside the model and its statistics; NaN where the host does not see (on_device).
+  double model_seconds = 0;
 };
 
 // Sees the record and every sequence's tokens (CPU, int64) after each step; false stops decoding.
@@ -75,6 +76,13 @@ struct GenerateOptions {
   std::vector<int64_t> forbidden;       // token ids never written; the mask never is
   bool logits_eos_inf = false;          // never write an end-of-text token (LLaDA's name)
   bool confidence_eos_eot_inf = false;  // reveal end-of-text tokens last, at any temperature
+  // true: rows are selected on the model's device and the host runs one step ahead of it, so that a
+  // GPU never waits for the host. Under Pace::adaptive the host then works with bounds: steps
+  // compute more rows than they need, a frozen context is renewed at more rows, and a pass may
+  // follow the last mask. InputError with guidance, a callback, frozen steps of a model with
+  // logit_shift, or a policy that needs the host (Policy::on_device). None: on a GPU, where it can
+  // be, under Pace::quota, for which results are the same.
+  std::optional<bool> on_device;
   StepCallback callback;
   Poll poll;  // called often during a step; may throw to stop (nothing is returned then)
 };

@@ -99,6 +99,42 @@ struct Decision {
   int64_t forward_rows = 0, backward_rows = 0, head_rows = 0;
 };
 
+// The same step as matrices on the model's device, for policies that decide without the host, which
+// may then be a step ahead of the device. The eligible rows of sequence b are among columns
+// 0 .. columns[b] - 1 of row b, by position; how many they are only the device knows, so that other
+// rows stand between them: what is not `valid` holds numbers without meaning.
+struct DeviceStep {
+  const Denoiser& model;
+  const PackedBatch& batch;     // B sequences
+  at::Tensor row, position;     // [B, K] int64: in the batch, and in the sequence
+  at::Tensor valid;             // [B, K] bool
+  Predictions predictions;      // each [B, K]; all but the token float64
+  at::Tensor features, place;   // [n, F] and [B, K] int64: of which of its rows each entry is
+  const at::Tensor& forbidden;  // as in StepContext
+  Context* context;
+  at::Tensor eligible, quota;           // [B] int64: valid entries; masks to reveal
+  at::Tensor sequence, first;           // [B] int64, as in StepContext
+  at::Tensor step;                      // [1] int64, the same for all sequences
+  at::Tensor steps;                     // [B] int64
+  int64_t number;                       // `step`, known to the host
+  const std::vector<int64_t>& columns;  // [B]
+  // The quotas are at most these, if no step revealed fewer rows than its quota.
+  const std::vector<int64_t>& most_quota;  // [B]
+  uint64_t seed;
+  const Poll& poll;
+};
+
+// See Decision; everything is on the device.
+struct DeviceDecision {
+  DeviceDecision() = default;
+  DeviceDecision(at::Tensor scores) : score(std::move(scores)) {}  // NOLINT: as Decision
+
+  at::Tensor score;      // [B, K] float64
+  at::Tensor count;      // [B] int64, at most `eligible`; undefined under Pace::quota
+  at::Tensor influence;  // [B, K] float64, NaN where it was not computed; undefined: of none
+  int64_t forward_rows = 0, backward_rows = 0, head_rows = 0;
+};
+
 // Orders the eligible rows. A policy reads tokens and never writes them; implementations are
 // immutable and may be shared between threads: what they remember is in their PolicyState.
 class Policy {
@@ -110,6 +146,14 @@ class Policy {
   virtual Decision decide(const StepContext& context) const = 0;
 
   virtual Pace pace() const { return Pace::quota; }
+
+  // Whether decide_on_device() is there for this model; not under Pace::timed.
+  virtual bool on_device(const Denoiser& model) const {
+    (void)model;
+    return false;
+  }
+  // decide() without reading a number on the host: the rows it scores highest are the same.
+  virtual DeviceDecision decide_on_device(const DeviceStep& step) const;
 
   // Called once a decode; null for a policy that remembers nothing.
   virtual std::unique_ptr<PolicyState> begin() const { return nullptr; }
@@ -137,10 +181,10 @@ using PolicyOptions = std::map<std::string, double>;
 //                   ranks r = 2..n; f=1 (Fast-dLLM)
 //   entropy_bound   the k least entropic, k the largest whose entropies but for the largest sum to
 //                   at most gamma=0.1 nats (EB-Sampler, arXiv 2505.24857)
-//   spread          what `factor` accepts with f = factor=1; if that is less than the quota, the
-//   rest
-//                   of it by log c less spread=3 * exp(-distance / width=3) for every row picked
-//                   before, among the first candidates=2 times the quota: BoE without a gradient
+//   spread          what `factor` accepts with f = factor=1, and where that is less than the quota
+//                   the rest of it by log c less spread=3 * exp(-distance / width=3) for every row
+//                   picked before, among the first candidates=2 times the quota: BoE without a
+//                   gradient
 //   klass           all with a confidence above tau=0.9 whose last history=2 changes of
 //                   distribution were below epsilon=0.01 nats (KL), else the quota by confidence
 //   info_gain       of candidates=8 sets of the quota's size, the most confident rows and others

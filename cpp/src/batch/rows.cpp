@@ -38,10 +38,23 @@ std::vector<HostTokens> checked_tokens(const ModelInfo& info,
   return result;
 }
 
+namespace {
+
+// Room on the host for numbers bound for a device, which then takes them without a wait.
+at::Tensor host_numbers(int64_t count, at::Device device) {
+  return at::empty({count}, at::TensorOptions().dtype(at::kLong).pinned_memory(device.is_cuda()));
+}
+
+at::Tensor send(const at::Tensor& host, at::Device device) {
+  return device.is_cpu() ? host : host.to(device, /*non_blocking=*/true);
+}
+
+}  // namespace
+
 at::Tensor to_tensor(const std::vector<int64_t>& values, at::Device device) {
-  at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, at::kLong);
+  const at::Tensor t = host_numbers(static_cast<int64_t>(values.size()), device);
   std::copy(values.begin(), values.end(), t.data_ptr<int64_t>());
-  return device.is_cpu() ? t : t.to(device);
+  return send(t, device);
 }
 
 PackedBatch pack(const std::vector<const HostTokens*>& sequences, at::Device device) {
@@ -50,10 +63,10 @@ PackedBatch pack(const std::vector<const HostTokens*>& sequences, at::Device dev
   for (const HostTokens* s : sequences) {
     batch.cu_seqlens.push_back(batch.cu_seqlens.back() + static_cast<int64_t>(s->size()));
   }
-  at::Tensor tokens = at::empty({batch.rows()}, at::kLong);
+  const at::Tensor tokens = host_numbers(batch.rows(), device);
   int64_t* out = tokens.data_ptr<int64_t>();
   for (const HostTokens* s : sequences) out = std::copy(s->begin(), s->end(), out);
-  batch.tokens = device.is_cpu() ? tokens : tokens.to(device);
+  batch.tokens = send(tokens, device);
   return batch;
 }
 

@@ -4,15 +4,23 @@
 #include <ATen/ops/full.h>
 
 #include "batch/rows.h"
+#include "decode/device_loop.h"
 #include "decode/loop.h"
 #include "messages.h"
 #include "plain_dispatch.h"
 
 namespace tabes {
-
 GenerateResult generate(const Denoiser& model, const std::vector<at::Tensor>& sequences,
                         const GenerateOptions& options) {
-  return Loop(model, sequences, options).run();
+  Decode decode(model, sequences, options);
+  const std::string why_not = decode.bound_to_host();
+  if (options.on_device.value_or(false) && !why_not.empty()) {
+    refuse("rows cannot be selected on the device: ", why_not);
+  }
+  // Bounds in the place of numbers cost rows, which are dearer than a wait for the host.
+  const bool worth = model.info().device.is_cuda() && why_not.empty() && decode.knows_counts();
+  if (options.on_device.value_or(worth)) return DeviceLoop(std::move(decode)).run();
+  return Loop(std::move(decode)).run();
 }
 
 at::Tensor with_masks(const Denoiser& model, const at::Tensor& prompt, int64_t gen_length) {

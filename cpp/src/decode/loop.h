@@ -4,17 +4,15 @@
 #include <memory>
 #include <vector>
 
-#include "decode/canvas.h"
+#include "decode/decode.h"
 #include "decode/predict.h"
-#include "tabes/generate.h"
 
 namespace tabes {
 
-class Loop {
+// The host selects.
+class Loop : Decode {
  public:
-  // Throws InputError for what generate() refuses.
-  Loop(const Denoiser& model, const std::vector<at::Tensor>& sequences,
-       const GenerateOptions& options);
+  explicit Loop(Decode decode);
   GenerateResult run();
 
  private:
@@ -31,8 +29,6 @@ class Loop {
     std::vector<double> seen_entropy;
   };
 
-  // What to say if memory runs out in a step.
-  std::string out_of_memory(int64_t number) const;
   StepRecord step(int64_t number, StepRecord* before);
   // Predictions at the eligible rows; looks at the model only where they are not known already.
   void look(Step& step);
@@ -61,23 +57,12 @@ class Loop {
   std::vector<int64_t> mask_again(Step& step, const std::vector<int64_t>& rows) const;
   void check_finite(const StepRecord& record, const std::vector<Canvas*>& canvases,
                     const Layout& layout, const at::Tensor& values, const char* what) const;
-  std::vector<at::Tensor> tokens() const;
-  bool unfinished() const;
 
-  const Denoiser& model_;
-  const ModelInfo& info_;
-  const GenerateOptions& options_;
-  std::shared_ptr<const Policy> policy_;
-  Pace pace_;
   std::unique_ptr<PolicyState> state_;
-  at::Tensor forbidden_;
-  std::vector<Canvas> canvases_;
   std::unique_ptr<Context> context_;         // of the last pass
   std::vector<size_t> context_places_;       // the sequences it is of
   std::vector<int64_t> context_cu_seqlens_;  // and their offsets
   int64_t since_full_ = 0;                   // passes since the last full one, which counts
-  int64_t rows_ = 0;
-  int64_t steps_ = 0;  // of the longest sequence
 };
 
 }  // namespace tabes

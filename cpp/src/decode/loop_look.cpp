@@ -9,7 +9,7 @@
 #include "batch/column.h"
 #include "decode/loop.h"
 #include "messages.h"
-#include "random/philox.h"
+#include "ops/ops.h"
 
 namespace tabes {
 namespace {
@@ -158,17 +158,19 @@ Predicted Loop::forward(const std::vector<Canvas*>& canvases, PredictRequest req
     request.unguided = &unguided;
   }
   if (options_.temperature > 0) {
-    at::Tensor uniforms = at::empty({n}, at::kDouble);
-    double* out = uniforms.data_ptr<double>();
+    std::vector<int64_t> sequences, positions, steps;
     const at::Tensor rows = request.rows.rows.to(at::kCPU);
     const int64_t* row = rows.const_data_ptr<int64_t>();
     for (size_t b = 0; b < canvases.size(); ++b) {
       for (int64_t i = request.rows.cu_rows[b]; i < request.rows.cu_rows[b + 1]; ++i) {
-        out[i] = counter_uniform(options_.seed, Stream::token, canvases[b]->id,
-                                 row[i] - batch.cu_seqlens[b], canvases[b]->step);
+        sequences.push_back(canvases[b]->id);
+        positions.push_back(row[i] - batch.cu_seqlens[b]);
+        steps.push_back(canvases[b]->step);
       }
     }
-    request.uniforms = uniforms.to(info_.device);
+    request.uniforms = ops::counter_uniforms(
+        to_tensor(sequences, info_.device), to_tensor(positions, info_.device),
+        to_tensor(steps, info_.device), options_.seed, Stream::token);
   }
   const auto start = std::chrono::steady_clock::now();
   Predicted predicted = predict(model_, request);
@@ -230,9 +232,7 @@ void Loop::check_finite(const StepRecord& record, const std::vector<Canvas*>& ca
   const int64_t i = bad - v;
   const auto& cu = layout.eligible.cu_rows;
   const size_t b = std::upper_bound(cu.begin(), cu.end(), i) - cu.begin() - 1;
-  throw NumericsError(text("step ", record.step, ", sequence ", canvases[b]->place, ", position ",
-                           layout.positions[i], ": ", what,
-                           "; check the checkpoint and try dtype float32"));
+  not_finite(record.step, canvases[b]->place, layout.positions[i], what);
 }
 
 }  // namespace tabes

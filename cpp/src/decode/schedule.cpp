@@ -37,10 +37,29 @@ Schedule::Schedule(const HostTokens& tokens, int64_t mask_token_id, int64_t step
   }
 }
 
-int64_t Schedule::quota() const {
-  const Block& b = blocks_[block_];
+namespace {
+
+int64_t quota_of(const Schedule::Block& b) {
   const int64_t steps = std::max<int64_t>(1, b.steps - b.done);
   return b.masks / steps + (b.masks % steps != 0);
+}
+
+}  // namespace
+
+int64_t Schedule::quota() const {
+  return quota_of(blocks_[block_]);
+}
+
+int64_t Schedule::most_eligible(int64_t steps) const {
+  int64_t most = std::max<int64_t>(0, blocks_[block_].masks - steps);
+  for (size_t i = block_ + 1; i < blocks_.size(); ++i) most = std::max(most, blocks_[i].masks);
+  return most;
+}
+
+int64_t Schedule::most_quota() const {
+  int64_t most = 0;
+  for (size_t i = block_; i < blocks_.size(); ++i) most = std::max(most, quota_of(blocks_[i]));
+  return most;
 }
 
 void Schedule::advance(int64_t count, int64_t again) {

@@ -12,6 +12,12 @@ namespace tabes {
 
 class Schedule {
  public:
+  struct Block {
+    int64_t begin, end;   // positions
+    int64_t masks;        // left
+    int64_t steps, done;  // given to it, and of these taken
+  };
+
   // Blocks of `block_length` positions from the first mask on (none: one block to the end); those
   // without a mask are left out. Each block gets steps / blocks steps, the remainder going to the
   // first ones. Throws InputError, naming sequence `number`, if there are more blocks than steps,
@@ -37,10 +43,16 @@ class Schedule {
   // A step has revealed `count` masks of the current block and masked `again` positions anew.
   void advance(int64_t count, int64_t again = 0);
 
+  const std::vector<Block>& blocks() const { return blocks_; }
+  size_t block() const { return block_; }  // number of the current one
+  // What may be revealed in the next step: the masks of the current block.
+  int64_t eligible() const { return blocks_[block_].masks; }
+  // Bounds on eligible() and quota() when this is `steps` steps behind. The second holds if these
+  // reveal no fewer rows than their quota.
+  int64_t most_eligible(int64_t steps) const;
+  int64_t most_quota() const;
+
  private:
-  struct Block {
-    int64_t begin, end, masks, steps, done;
-  };
   Pace pace_;
   std::vector<Block> blocks_;
   size_t block_ = 0;

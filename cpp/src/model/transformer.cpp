@@ -4,7 +4,6 @@
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/layer_norm.h>
 #include <ATen/ops/searchsorted.h>
-#include <ATen/ops/tensor.h>
 
 #include <cmath>
 
@@ -36,7 +35,7 @@ at::Tensor positions_of(const std::vector<int64_t>& cu_seqlens, at::Device devic
   for (size_t b = 0; b + 1 < cu_seqlens.size(); ++b) {
     for (int64_t i = cu_seqlens[b]; i < cu_seqlens[b + 1]; ++i) host[i] = i - cu_seqlens[b];
   }
-  return at::tensor(host, at::kLong).to(device);
+  return to_tensor(host, device);
 }
 
 at::Tensor Transformer::embed(const at::Tensor& tokens, const at::Tensor& positions) const {

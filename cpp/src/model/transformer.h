@@ -70,7 +70,7 @@ at::Tensor places(const at::Tensor& all, const at::Tensor& rows);
 // The position of every row in its sequence, [R].
 at::Tensor positions_of(const std::vector<int64_t>& cu_seqlens, at::Device device);
 
-class Transformer final : public Denoiser {
+class Transformer : public Denoiser {
  public:
   Transformer(const TransformerConfig& config, WeightSource& weights, at::Device device,
               at::ScalarType dtype, bool prepack);
@@ -79,6 +79,7 @@ class Transformer final : public Denoiser {
   at::Tensor embedding_table() const override { return tokens_; }
   at::Tensor encode(const PackedBatch& batch, const RowSet& rows, const Poll& poll,
                     std::unique_ptr<Context>* kept) const override;
+  bool keeps_context() const override { return true; }
   at::Tensor encode_active(const PackedBatch& batch, const RowSet& active, const RowSet& rows,
                            Context& context, const Poll& poll) const override;
   at::Tensor project(const at::Tensor& features) const override;

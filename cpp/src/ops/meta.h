@@ -30,6 +30,8 @@ void entropy_adjoint_meta(const at::Tensor& logits, const at::Tensor& argmax,
                           const at::Tensor& weight);
 at::Tensor sample_rows_meta(const at::Tensor& logits, const at::Tensor& uniforms,
                             double temperature, int64_t top_k, double top_p);
+at::Tensor counter_uniforms_meta(const at::Tensor& sequences, const at::Tensor& positions,
+                                 const at::Tensor& steps, int64_t seed, int64_t stream);
 
 // The forward of ActiveQueryAttention on any device.
 at::Tensor active_query_attention_forward(const at::Tensor& q, const at::Tensor& k,

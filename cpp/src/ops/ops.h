@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "random/philox.h"
+
 namespace tabes::ops {
 
 // x [R, D] with any row stride, weight [D] float32 (float64 for a float64 x) -> [R, D]:
@@ -56,6 +58,11 @@ void entropy_adjoint_(const at::Tensor& logits, const at::Tensor& argmax,
 // `uniforms` [n] float64 in (0, 1) decide. -> [n] int64.
 at::Tensor sample_rows(const at::Tensor& logits, const at::Tensor& uniforms, double temperature,
                        int64_t top_k, double top_p);
+
+// counter_uniform (random/philox.h) of each entry: sequences, positions and steps are contiguous
+// [n] int64. -> [n] float64 in (0, 1), the same bits on every device.
+at::Tensor counter_uniforms(const at::Tensor& sequences, const at::Tensor& positions,
+                            const at::Tensor& steps, uint64_t seed, Stream stream);
 
 // Softmax attention of packed sequences: queries q [n, H, d], keys and values k, v [R, Hkv, d],
 // H a multiple of Hkv; the queries of sequence b are rows cu_q[b]..cu_q[b+1] and see the keys

@@ -1,12 +1,21 @@
 // Policies that reveal as many rows as they trust.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cumsum.h>
+#include <ATen/ops/sort.h>
+#include <ATen/ops/where.h>
+
 #include <algorithm>
 #include <functional>
+#include <limits>
 
+#include "batch/device_select.h"
 #include "batch/select.h"
 #include "policies/kinds.h"
 
 namespace tabes {
 namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Reveals, in each sequence, a leading part of the rows in one order; `take` says how long it is.
 class Prefix : public Policy {
@@ -25,10 +34,19 @@ class Prefix : public Policy {
     return decision;
   }
 
+  bool on_device(const Denoiser&) const override { return true; }
+  DeviceDecision decide_on_device(const DeviceStep& step) const override {
+    DeviceDecision decision;
+    decision.score = order(step.predictions);
+    decision.count = at::minimum(take_on_device(step).clamp_min(1), step.eligible);
+    return decision;
+  }
+
  private:
   virtual at::Tensor order(const Predictions& predictions) const = 0;
   // How many of the scores, which fall, are taken.
   virtual int64_t take(const std::vector<double>& scores) const = 0;
+  virtual at::Tensor take_on_device(const DeviceStep& step) const = 0;
 };
 
 class Threshold final : public Prefix {
@@ -41,6 +59,9 @@ class Threshold final : public Prefix {
   int64_t take(const std::vector<double>& c) const override {
     return std::count_if(c.begin(), c.end(), [&](double x) { return x >= tau_; });
   }
+  at::Tensor take_on_device(const DeviceStep& step) const override {
+    return (step.predictions.confidence.ge(tau_) & step.valid).sum(1);
+  }
   double tau_;
 };
 
@@ -52,6 +73,9 @@ class Factor final : public Prefix {
  private:
   at::Tensor order(const Predictions& p) const override { return p.confidence; }
   int64_t take(const std::vector<double>& c) const override { return within_factor(c, f_); }
+  at::Tensor take_on_device(const DeviceStep& step) const override {
+    return within_factor(step.predictions.confidence, step.valid, f_);
+  }
   double f_;
 };
 
@@ -69,6 +93,12 @@ class EntropyBound final : public Prefix {
     size_t k = 0;
     while (k < negative.size() && before <= gamma_) before -= negative[k++];
     return static_cast<int64_t>(k);
+  }
+  at::Tensor take_on_device(const DeviceStep& step) const override {
+    const at::Tensor rising =
+        std::get<0>(at::sort(at::where(step.valid, step.predictions.entropy, kInfinity), 1));
+    const at::Tensor before = at::cumsum(rising, 1) - rising;
+    return (before.le(gamma_) & rising.isfinite()).sum(1);
   }
   double gamma_;
 };

@@ -1,10 +1,12 @@
 // The policies by name, with the settings each takes.
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <cmath>
 
 #include "messages.h"
+#include "ops/ops.h"
 #include "policies/kinds.h"
 #include "random/philox.h"
 #include "tabes/boe.h"
@@ -21,6 +23,11 @@ class ByColumn final : public Policy {
   std::string name() const override { return name_; }
   Decision decide(const StepContext& context) const override {
     const at::Tensor& values = context.predictions.*column_;
+    return least_ ? values.neg() : values;
+  }
+  bool on_device(const Denoiser&) const override { return true; }
+  DeviceDecision decide_on_device(const DeviceStep& step) const override {
+    const at::Tensor& values = step.predictions.*column_;
     return least_ ? values.neg() : values;
   }
 
@@ -55,6 +62,15 @@ class Random final : public Policy {
       return counter_uniform(c.seed, Stream::order, c.sequence[b], position, c.step[b]);
     });
   }
+  bool on_device(const Denoiser&) const override { return true; }
+  DeviceDecision decide_on_device(const DeviceStep& s) const override {
+    const auto flat = [&](const at::Tensor& t) {
+      return t.expand_as(s.position).reshape(-1).contiguous();
+    };
+    return ops::counter_uniforms(flat(s.sequence.unsqueeze(1)), flat(s.position), flat(s.step),
+                                 s.seed, Stream::order)
+        .view(s.position.sizes());
+  }
 };
 
 // PC-Sampler's weight of positions, without the corpus frequencies of its other factor.
@@ -68,6 +84,11 @@ class PositionWeighted final : public Policy {
       return confidence[i] * std::exp(-decay_ * static_cast<double>(position - c.first[b]));
     });
   }
+  bool on_device(const Denoiser&) const override { return true; }
+  DeviceDecision decide_on_device(const DeviceStep& s) const override {
+    const at::Tensor distance = (s.position - s.first.unsqueeze(1)).to(at::kDouble);
+    return s.predictions.confidence * (distance * -decay_).exp();
+  }
 
  private:
   double decay_;
@@ -80,6 +101,10 @@ class Spread final : public Policy {
   std::string name() const override { return "spread"; }
   Pace pace() const override { return steering_.pace(); }
   Decision decide(const StepContext& c) const override { return steering_.decide(c); }
+  bool on_device(const Denoiser& model) const override { return steering_.on_device(model); }
+  DeviceDecision decide_on_device(const DeviceStep& s) const override {
+    return steering_.decide_on_device(s);
+  }
 
  private:
   static BoEOptions options(const Settings& s) {
@@ -194,6 +219,10 @@ Settings settings(const Named& policy, const PolicyOptions& given) {
 }
 
 }  // namespace
+
+DeviceDecision Policy::decide_on_device(const DeviceStep&) const {
+  refuse("policy ", name(), " decides on the host");
+}
 
 std::shared_ptr<const Policy> make_policy(const std::string& name, const PolicyOptions& options) {
   for (const Named& p : named()) {

@@ -20,11 +20,11 @@
 namespace tabes {
 namespace {
 
-bool uses_influence(const BoEOptions& o) {
+bool has_influence(const BoEOptions& o) {
   return o.rule == ScoreRule::product || o.weight > 0;
 }
 
-InfluenceOptions influence_options(const BoEOptions& o) {
+InfluenceOptions options_of(const BoEOptions& o) {
   InfluenceOptions i;
   i.alpha = o.alpha;
   i.tau = o.tau;
@@ -35,6 +35,14 @@ InfluenceOptions influence_options(const BoEOptions& o) {
 }
 
 }  // namespace
+
+bool BoE::uses_influence() const {
+  return has_influence(options_);
+}
+
+InfluenceOptions BoE::influence_options() const {
+  return options_of(options_);
+}
 
 std::vector<double> minmax(const std::vector<double>& values) {
   if (values.empty()) return {};
@@ -84,7 +92,7 @@ BoEOptions BoEOptions::paper() {
 
 BoE::BoE(BoEOptions options) : options_(std::move(options)) {
   const BoEOptions& o = options_;
-  check(influence_options(o));
+  check(options_of(o));
   const auto require = [](bool ok, const char* what, double value) {
     if (!ok) refuse("BoE: ", what, ", not ", value);
   };
@@ -108,7 +116,7 @@ BoE::BoE(BoEOptions options) : options_(std::move(options)) {
 }
 
 bool BoE::wants_context(const std::vector<int64_t>& step) const {
-  return options_.context == ContextKind::frozen && uses_influence(options_) &&
+  return options_.context == ContextKind::frozen && uses_influence() &&
          std::any_of(step.begin(), step.end(), [&](int64_t s) { return s % options_.every == 0; });
 }
 
@@ -223,7 +231,7 @@ Share share_of(const Step& step, const BoEOptions& o, size_t b) {
   const bool probed = o.probes == ProbeRule::candidates || r < end - begin + waiting;
   share.candidates = largest(step.filter.data(), begin, end, r);
   share.steered =
-      c.step[b] % o.every == 0 && end - begin >= o.min_masked && probed && uses_influence(o);
+      c.step[b] % o.every == 0 && end - begin >= o.min_masked && probed && has_influence(o);
   return share;
 }
 
@@ -259,7 +267,7 @@ void spread_out(const Step& step, const BoEOptions& o, const Share& share,
 // Computes the candidates' influences and counts what they cost.
 void steer(const Step& step, const BoEOptions& o, const Sets& sets, Decision& result) {
   const StepContext& context = step.context;
-  InfluenceOptions options = influence_options(o);
+  InfluenceOptions options = options_of(o);
   // A model without frozen contexts is steered all the same, at the exact one's cost.
   if (!context.context) options.context = ContextKind::exact;
   options.poll = context.poll;
@@ -267,7 +275,8 @@ void steer(const Step& step, const BoEOptions& o, const Sets& sets, Decision& re
   std::vector<int64_t> candidate_rows;
   for (const int64_t i : sets.candidates) candidate_rows.push_back(step.row(i));
   const RowSet candidates = row_set(std::move(candidate_rows), sets.cu_candidates, device);
-  const RowSet probes = row_set(sets.probes, sets.cu_probes, device);
+  const RowSet probes =
+      o.probes == ProbeRule::candidates ? candidates : row_set(sets.probes, sets.cu_probes, device);
   SurrogateRequest request{context.batch,     candidates, probes,         {}, {},
                            context.forbidden, options,    context.context};
   const at::Tensor chosen = to_tensor(sets.candidates, context.features.device());
@@ -284,7 +293,7 @@ void steer(const Step& step, const BoEOptions& o, const Sets& sets, Decision& re
   result.backward_rows = surrogate.backward_rows;
   result.head_rows = surrogate.head_rows;
   double* influence = result.influence.data_ptr<double>();
-  const double* tis = surrogate.tis.const_data_ptr<double>();
+  const Column tis(surrogate.tis);
   for (size_t b = 0; b + 1 < sets.cu_candidates.size(); ++b) {
     for (int64_t k = sets.cu_candidates[b]; k < sets.cu_candidates[b + 1]; ++k) {
       const int64_t i = sets.candidates[k];

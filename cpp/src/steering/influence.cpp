@@ -8,6 +8,7 @@
 #include <limits>
 #include <numeric>
 
+#include "batch/column.h"
 #include "batch/forbidden.h"
 #include "batch/rows.h"
 #include "messages.h"
@@ -131,8 +132,9 @@ Influence influence(const Denoiser& model, const std::vector<at::Tensor>& sequen
   const SurrogateScores scores = surrogate_scores(
       model, {q.batch, q.candidates, q.probes, {}, features, q.forbidden, options, context.get()});
   Influence result;
-  result.tis = as_given(scores.tis, q.candidates, candidates);
-  const double* entropy = scores.entropy.const_data_ptr<double>();
+  result.tis = as_given(scores.tis.to(at::kCPU), q.candidates, candidates);
+  const Column entropies(scores.entropy);
+  const double* entropy = entropies.data();
   for (size_t b = 0; b < candidates.size(); ++b) {
     result.predicted_entropy.push_back(
         std::accumulate(entropy + q.probes.cu_rows[b], entropy + q.probes.cu_rows[b + 1], 0.0));

@@ -53,6 +53,10 @@ at::Tensor directions(const Denoiser& model, const SurrogateRequest& request) {
 RowSet active_rows(const Denoiser& model, const SurrogateRequest& request) {
   const PackedBatch& batch = request.batch;
   const InfluenceOptions& o = request.options;
+  if (request.probes.rows.is_same(request.candidates.rows) && o.adjoint == AdjointKind::active &&
+      o.halo == 0 && !model.info().logit_shift) {
+    return request.candidates;
+  }
   const std::vector<int64_t> candidates = host(request.candidates.rows);
   const std::vector<int64_t> probes = host(request.probes.rows);
   std::vector<int64_t> rows, cu{0};
@@ -134,7 +138,11 @@ SurrogateScores surrogate_scores(const Denoiser& model, const SurrogateRequest& 
   if (frozen && !request.context) {
     throw InputError("this model keeps no frozen context; use context=\"exact\"");
   }
-  const at::Tensor delta = directions(model, request);
+  at::Tensor delta = directions(model, request), weight;
+  if (request.real.defined()) {
+    delta = delta * request.real.unsqueeze(1);
+    weight = request.real.to(at::kFloat);
+  }
   Part part;
   if (!frozen) part = steered_part(request, model.info().device);
   const PackedBatch& batch = frozen ? request.batch : part.batch;
@@ -145,15 +153,9 @@ SurrogateScores surrogate_scores(const Denoiser& model, const SurrogateRequest& 
   if (!request.tokens.defined()) result.head_rows = candidates.count();
   at::Tensor gradient, entropy;
   for (double alpha : o.alpha) {
-    const EntropyGradient g = model.entropy_gradient({batch,
-                                                      active,
-                                                      candidates,
-                                                      probes,
-                                                      delta * alpha,
-                                                      {},
-                                                      request.forbidden,
-                                                      frozen ? request.context : nullptr,
-                                                      o.poll});
+    const EntropyGradient g =
+        model.entropy_gradient({batch, active, candidates, probes, delta * alpha, weight,
+                                request.forbidden, frozen ? request.context : nullptr, o.poll});
     const at::Tensor share = g.gradient.to(at::kDouble);
     gradient = gradient.defined() ? gradient.add_(share) : share;
     const at::Tensor nats = g.entropy.to(at::kDouble);
@@ -163,8 +165,8 @@ SurrogateScores surrogate_scores(const Denoiser& model, const SurrogateRequest& 
     result.head_rows += g.head_rows;
   }
   const double points = static_cast<double>(o.alpha.size());
-  result.tis = (gradient * delta.to(at::kDouble)).sum(1).div_(-points).to(at::kCPU);
-  result.entropy = entropy.div_(points).to(at::kCPU);
+  result.tis = (gradient * delta.to(at::kDouble)).sum(1).div_(-points);
+  result.entropy = entropy.div_(points);
   return result;
 }
 

@@ -20,15 +20,19 @@ struct SurrogateRequest {
   at::Tensor forbidden;  // [f] int64 on the model's device, the mask among them
   const InfluenceOptions& options;
   Context* context = nullptr;  // of the base pass; needed for a frozen context only
+  // [candidates] bool: those that are none and only fill up their number; they are not changed, and
+  // as probes they do not count. Undefined: all are. For a frozen context.
+  at::Tensor real = {};
 };
 
 struct SurrogateScores {
-  at::Tensor tis;      // [candidates] float64 on the CPU
-  at::Tensor entropy;  // [probes] float64 on the CPU, of the changed batch; mean over the points
+  at::Tensor tis;      // [candidates] float64 on the model's device
+  at::Tensor entropy;  // [probes] float64 there, of the changed batch; mean over the points
   int64_t forward_rows = 0, backward_rows = 0, head_rows = 0;  // the base pass not among them
 };
 
-// Sequences without candidates or probes may be in the batch; they cost nothing.
+// Sequences without candidates or probes may be in the batch; they cost nothing. Reads nothing on
+// the host where the candidates are the probes (the same tensor) and nothing else is active.
 SurrogateScores surrogate_scores(const Denoiser& model, const SurrogateRequest& request);
 
 }  // namespace tabes

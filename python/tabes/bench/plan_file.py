@@ -8,7 +8,8 @@
                  ``vary`` {option: [values]}; ``per_step``: its forward passes a step, by which a
                  task's steps are divided; ``points``: at most so many of these (2 or more);
                  ``tune``: a list of options to choose from; ``random``: draws even at
-                 temperature 0; ``examples``: at most so many; ``ours``: what the report is about
+                 temperature 0; ``examples``: at most so many; ``seeds``: fewer than the task's;
+                 ``ours``: what the report is about
 ``tasks``        by name: ``steps``, ``temperature``, ``block_length``, ``tune``, ``test``,
                  ``seeds``, ``ablation``, and ``methods`` {name: settings that differ here, or null
                  to leave it out}
@@ -43,6 +44,7 @@ _METHOD_FIELDS = {
     "tune": list,
     "random": bool,
     "examples": int,
+    "seeds": int,
     "ours": bool,
 }
 _TASK_FIELDS = {
@@ -173,6 +175,7 @@ def _method(
     candidates = given.get("tune", [{}])
     if not candidates or not all(isinstance(options, dict) for options in candidates):
         raise InputError(f"{where}: tune is a list of options to choose from")
+    own_seeds = _positive(given.get("seeds", seeds), f"{where}: seeds")
     return Method(
         name,
         given.get("policy", name),
@@ -180,7 +183,7 @@ def _method(
         varied,
         tuple(values),
         tuple(candidates),
-        seeds if temperature > 0 or given.get("random", False) else 1,
+        min(seeds, own_seeds) if temperature > 0 or given.get("random", False) else 1,
         min(test, _positive(given.get("examples", test), f"{where}: examples")),
         given.get("ours", False),
     )

@@ -166,6 +166,23 @@ at::Tensor sample_rows_cuda(const at::Tensor& logits, const at::Tensor& uniforms
   return tokens;
 }
 
+at::Tensor counter_uniforms_cuda(const at::Tensor& sequences, const at::Tensor& positions,
+                                 const at::Tensor& steps, int64_t seed, int64_t stream) {
+  const c10::DeviceGuard guard(positions.device());
+  at::Tensor result = counter_uniforms_meta(sequences, positions, steps, seed, stream);
+  if (result.numel() == 0) return result;
+  gpu::UniformParams p{};
+  p.seed = static_cast<uint64_t>(seed);
+  p.stream = static_cast<uint32_t>(stream);
+  p.sequences = sequences.const_data_ptr<int64_t>();
+  p.positions = positions.const_data_ptr<int64_t>();
+  p.steps = steps.const_data_ptr<int64_t>();
+  p.count = result.numel();
+  p.out = result.data_ptr<double>();
+  check_launch(gpu::launch_uniforms(p, current_stream()), "counter_uniforms");
+  return result;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(tabes, CUDA, m) {
@@ -177,6 +194,7 @@ TORCH_LIBRARY_IMPL(tabes, CUDA, m) {
   m.impl("row_statistics", row_statistics_cuda);
   m.impl("entropy_adjoint_", entropy_adjoint_cuda);
   m.impl("sample_rows", sample_rows_cuda);
+  m.impl("counter_uniforms", counter_uniforms_cuda);
 }
 
 }  // namespace tabes::ops

@@ -66,9 +66,9 @@ struct SampleParams {
 
 struct UniformParams {
   uint64_t seed;
-  uint32_t stream;                       // tabes::Stream
-  const int64_t *sequences, *positions;  // [count]
-  int64_t step, count;
+  uint32_t stream;                               // tabes::Stream
+  const int64_t *sequences, *positions, *steps;  // [count]
+  int64_t count;
   double* out;
 };
 

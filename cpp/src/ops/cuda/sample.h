@@ -191,7 +191,7 @@ TABES_DEVICE void fill_uniforms(const UniformParams& p) {
   const int64_t i = int64_t{block_x()} * block_threads() + thread_index();
   if (i >= p.count) return;
   p.out[i] = counter_uniform(p.seed, static_cast<Stream>(p.stream), p.sequences[i], p.positions[i],
-                             p.step);
+                             p.steps[i]);
 }
 
 }  // namespace tabes::gpu

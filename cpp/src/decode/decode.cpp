@@ -1,0 +1,131 @@
+#include "decode/decode.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "batch/forbidden.h"
+#include "messages.h"
+
+namespace tabes {
+namespace {
+
+void require(bool ok, const std::string& message) {
+  if (!ok) throw InputError(message);
+}
+
+void check(const GenerateOptions& o, size_t batch) {
+  require(o.steps >= 1, text("steps must be at least 1, not ", o.steps));
+  require(!o.block_length || *o.block_length >= 1,
+          text("block_length must be at least 1, not ", o.block_length.value_or(0)));
+  require(std::isfinite(o.temperature) && o.temperature >= 0,
+          text("temperature must be 0 (take the likeliest token) or above, not ", o.temperature));
+  require(o.top_p > 0 && o.top_p <= 1, text("top_p must be in (0, 1], not ", o.top_p));
+  require(o.top_k >= 0, text("top_k must be 0 (no cut) or above, not ", o.top_k));
+  require(std::isfinite(o.cfg_scale) && o.cfg_scale >= 0,
+          text("cfg_scale must be 0 (off) or above, not ", o.cfg_scale));
+  require(o.refresh_every >= 0,
+          text("refresh_every must be 0 (never again) or above, not ", o.refresh_every));
+  require(o.refresh_every == 1 || o.cfg_scale == 0,
+          text("refresh_every ", o.refresh_every,
+               " does not go with guidance; leave refresh_every or cfg_scale at its default"));
+  require(o.sequence_ids.empty() || o.sequence_ids.size() == batch,
+          text("sequence_ids has ", o.sequence_ids.size(), " entries for ", batch, " sequences"));
+}
+
+// The mask, the caller's, and with logits_eos_inf the ends of text.
+std::vector<int64_t> all_forbidden(const GenerateOptions& options, const ModelInfo& info) {
+  std::vector<int64_t> ids = options.forbidden;
+  if (options.logits_eos_inf) {
+    ids.insert(ids.end(), info.eos_token_ids.begin(), info.eos_token_ids.end());
+  }
+  return checked_forbidden(info, std::move(ids));
+}
+
+}  // namespace
+
+Decode::Decode(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+               const GenerateOptions& options)
+    : model_(model),
+      info_(model.info()),
+      options_(options),
+      policy_(options.policy ? options.policy : make_policy("confidence")),
+      pace_(policy_->pace()) {
+  std::vector<HostTokens> given = checked_tokens(info_, sequences);
+  check(options, given.size());
+  forbidden_ = to_tensor(all_forbidden(options, info_), info_.device);
+  int64_t masks = 0;
+  for (size_t b = 0; b < given.size(); ++b) {
+    const size_t length = given[b].size();
+    rows_ += static_cast<int64_t>(length);
+    Schedule schedule(given[b], info_.mask_token_id, options.steps, options.block_length, b, pace_);
+    masks += schedule.masked();
+    steps_ = std::max(steps_, schedule.total_steps());
+    HostTokens unguided;
+    if (options.cfg_scale > 0) unguided.assign(length, info_.mask_token_id);
+    const int64_t id =
+        options.sequence_ids.empty() ? static_cast<int64_t>(b) : options.sequence_ids[b];
+    canvases_.push_back({b, std::move(given[b]), std::move(unguided),
+                         std::vector<double>(length, std::numeric_limits<double>::quiet_NaN()),
+                         std::move(schedule), id});
+  }
+  require(masks > 0,
+          text("there is nothing to fill: no sequence holds the mask token ", info_.mask_token_id,
+               "; pass gen_length, or put masks where text is "
+               "wanted"));
+}
+
+std::string Decode::bound_to_host() const {
+  if (options_.callback) return "a callback watches every step";
+  if (options_.cfg_scale > 0) return "guidance is computed by the host's loop";
+  if (pace_ == Pace::timed || !policy_->on_device(model_)) {
+    return text("policy ", policy_->name(), " with these settings and this model needs the host");
+  }
+  if (options_.refresh_every != 1 && info_.logit_shift) {
+    return "frozen steps of a model whose logits are shifted need the host";
+  }
+  return {};
+}
+
+bool Decode::unfinished() const {
+  return std::any_of(canvases_.begin(), canvases_.end(),
+                     [](const Canvas& c) { return !c.schedule.done(); });
+}
+
+void Decode::count_rows(const StepRecord& record, GenerateResult& result) {
+  result.forward_rows += record.forward_rows;
+  result.backward_rows += record.backward_rows;
+  result.head_rows += record.head_rows;
+}
+
+void Decode::close(GenerateResult& result) const {
+  result.tokens = tokens();
+  result.forward_equivalents =
+      static_cast<double>(result.forward_rows + result.backward_rows) / rows_;
+}
+
+void Decode::not_finite(int64_t number, size_t place, int64_t position, const char* what) {
+  throw NumericsError(text("step ", number, ", sequence ", place, ", position ", position, ": ",
+                           what, "; check the checkpoint and try dtype float32"));
+}
+
+std::string Decode::out_of_memory(int64_t number) const {
+  int64_t live = 0, longest = 0;
+  for (const Canvas& c : canvases_) {
+    live += c.schedule.done() ? 0 : 1;
+    longest = std::max(longest, static_cast<int64_t>(c.tokens.size()));
+  }
+  return text(
+      "out of memory on ", info_.device, " in step ", number, " of ", live, " sequences of up to ",
+      longest, " tokens by policy ", policy_->name(),
+      ": decode fewer at a time, or shorter ones; a policy that computes gradients or looks "
+      "ahead takes more than confidence does (BoE: lower n_candidates or rho)");
+}
+
+std::vector<at::Tensor> Decode::tokens() const {
+  std::vector<at::Tensor> out;
+  for (const Canvas& c : canvases_) out.push_back(to_tensor(c.tokens));
+  return out;
+}
+
+}  // namespace tabes

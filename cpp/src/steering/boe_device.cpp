@@ -1,0 +1,187 @@
+// BoE's decision without the host: boe.cpp on matrices. Candidates of a sequence are the first
+// columns of a row; what a step may need of them at most is known beforehand.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "batch/device_select.h"
+#include "steering/surrogate.h"
+#include "tabes/boe.h"
+
+namespace tabes {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+// The candidates of a step as matrices [B, C].
+struct Candidates {
+  at::Tensor column;  // among the step's; past them where there is no candidate any more
+  at::Tensor is_one;  // bool: the others only fill up the number
+  at::Tensor sure;    // bool: taken by its confidence alone
+
+  at::Tensor of(const at::Tensor& matrix) const {
+    return matrix.gather(1, column.clamp_max(matrix.size(1) - 1));
+  }
+  // `values` [B, C] of these entries, in a matrix [B, K] that elsewhere is `other`.
+  at::Tensor into(const at::Tensor& other, const at::Tensor& entries,
+                  const at::Tensor& values) const {
+    // Columns past the others keep what fills up the number off them.
+    const int64_t rows = other.size(0), width = other.size(1), all = width + column.size(1);
+    const auto spread = [&](const at::Tensor& t) {
+      return at::zeros({rows, all}, t.options()).scatter_(1, column, t).narrow(1, 0, width);
+    };
+    return at::where(spread(entries), spread(values), other);
+  }
+};
+
+// The scores of boe_scores(), with the influence 0 where it was not computed.
+at::Tensor scores_of(const DeviceStep& step, const BoEOptions& o, const Candidates& candidates,
+                     const at::Tensor& influence) {
+  const at::Tensor confidence = candidates.of(step.predictions.confidence);
+  at::Tensor first;
+  if (o.rule == ScoreRule::product) {
+    const auto edge = [&](double other) { return at::where(candidates.is_one, influence, other); };
+    const at::Tensor low = edge(kInfinity).amin(1, true),
+                     width = edge(-kInfinity).amax(1, true) - low;
+    first = confidence.pow(o.gamma) * at::where(width.eq(0), 1.0, (influence - low) / width);
+  } else {
+    first = o.gamma * confidence.clamp_min(1e-300).log() + o.weight * influence;
+  }
+  if (o.anti_collapse == 0) return first;
+  const at::Tensor left = (step.steps - step.step).to(at::kDouble) / step.steps;
+  const at::Tensor below =
+      ((o.h_max * left).unsqueeze(1) - candidates.of(step.predictions.entropy)).clamp_min(0);
+  return first - o.anti_collapse * below * below;
+}
+
+// Takes from the scores what rows that are picked before them cost; `sure` [B, K] are all rows that
+// are taken by confidence, `open` [B] the rows that are then picked, `most` of them at most.
+void spread_out(const DeviceStep& step, const BoEOptions& o, const Candidates& candidates,
+                const at::Tensor& sure, const at::Tensor& open, int64_t most, at::Tensor& scores) {
+  const at::Tensor position = candidates.of(step.position).to(at::kDouble);
+  const auto near = [&](const at::Tensor& from, const at::Tensor& to) {
+    return o.spread * ((from - to).abs() / -o.spread_width).exp();
+  };
+  at::Tensor picked = candidates.sure;
+  const at::Tensor by_sure =
+      near(step.position.to(at::kDouble).unsqueeze(2), position.unsqueeze(1));
+  scores = scores -
+           at::where(sure.unsqueeze(2) & picked.bitwise_not().unsqueeze(1), by_sure, 0.0).sum(1);
+  const int64_t count = scores.size(1);
+  const at::Tensor column = at::arange(count, step.row.options());
+  for (int64_t k = 0; k < most; ++k) {
+    const at::Tensor free = candidates.is_one & picked.bitwise_not();
+    const at::Tensor known = at::where(free, scores, -kInfinity);
+    const at::Tensor first =
+        at::where(known.eq(known.amax(1, true)) & free, column, count).amin(1, true);
+    const at::Tensor one = column.eq(first) & open.gt(k).unsqueeze(1);
+    picked = picked | one;
+    const at::Tensor at = at::where(one, position, 0.0).sum(1, true);
+    scores =
+        at::where(picked.bitwise_not() & one.any(1, true), scores - near(at, position), scores);
+  }
+}
+
+}  // namespace
+
+bool BoE::on_device(const Denoiser& model) const {
+  const BoEOptions& o = options_;
+  if (!uses_influence()) return true;
+  return o.probes == ProbeRule::candidates && o.context == ContextKind::frozen &&
+         o.adjoint == AdjointKind::active && o.halo == 0 && !model.info().logit_shift &&
+         model.keeps_context();
+}
+
+DeviceDecision BoE::decide_on_device(const DeviceStep& step) const {
+  const BoEOptions& o = options_;
+  const Predictions& p = step.predictions;
+  const at::Tensor ranks = rank_by(p.confidence, step.valid);
+  const at::Tensor sure_count = o.factor > 0 ? within_factor(p.confidence, step.valid, o.factor)
+                                             : at::zeros_like(step.eligible);
+  const at::Tensor sure = ranks.lt(sure_count.unsqueeze(1)) & step.valid;
+  const at::Tensor reveals = at::maximum(sure_count, step.quota);
+  const auto asked = [&](double reveal) {
+    return o.per_quota ? std::ceil(o.n_candidates * reveal) : o.n_candidates;
+  };
+  at::Tensor wanted = o.per_quota
+                          ? (o.n_candidates * reveals.to(at::kDouble)).ceil()
+                          : at::full(reveals.sizes(), o.n_candidates, p.confidence.options());
+  wanted = at::minimum(wanted, step.eligible.to(at::kDouble)).to(at::kLong);
+  const at::Tensor chooses = wanted.gt(reveals) & reveals.gt(sure_count);
+
+  std::vector<int64_t> most, most_steered;
+  int64_t most_open = 0;
+  for (size_t b = 0; b < step.columns.size(); ++b) {
+    // Where there is a choice, the quota is what is revealed.
+    const auto quota = static_cast<double>(step.most_quota[b]);
+    const double bound = std::min(static_cast<double>(step.columns[b]), asked(quota));
+    const bool no_choice = o.factor == 0 && bound <= quota;
+    most.push_back(no_choice ? 0 : static_cast<int64_t>(bound));
+    most_steered.push_back(step.columns[b] < o.min_masked ? 0 : most.back());
+    most_open = std::max(most_open, step.most_quota[b]);
+  }
+  const int64_t width = std::max<int64_t>(1, *std::max_element(most.begin(), most.end()));
+  const Ragged shape(most, width, step.row.device()),
+      steered_shape(most_steered, width, step.row.device());
+  const at::Tensor filter =
+      o.prefilter == Prefilter::margin ? rank_by(p.margin, step.valid) : ranks;
+  Candidates candidates;
+  candidates.column = leading(filter, shape);
+  candidates.is_one = candidates.of(filter).lt(wanted.unsqueeze(1)) & candidates.of(step.valid) &
+                      shape.inside() & chooses.unsqueeze(1);
+  candidates.sure = candidates.of(sure) & shape.inside();
+
+  DeviceDecision result;
+  if (o.factor > 0) result.count = reveals;
+  at::Tensor influence = at::full(candidates.column.sizes(), 0.0, p.confidence.options());
+  at::Tensor applies = chooses;
+  if (uses_influence() && step.number % o.every == 0 && steered_shape.total() > 0) {
+    const at::Tensor steered = chooses & step.eligible.ge(o.min_masked);
+    const at::Tensor real = candidates.is_one & steered.unsqueeze(1);
+    const RowSet rows{steered_shape.pack(candidates.of(step.row)), steered_shape.cu()};
+    InfluenceOptions options = influence_options();
+    options.poll = step.poll;
+    SurrogateRequest request{step.batch, rows, rows, {}, {}, step.forbidden, options, step.context};
+    request.real = steered_shape.pack(real);
+    if (o.draft == DraftKind::token) {
+      request.tokens = steered_shape.pack(candidates.of(p.token));
+    } else {
+      request.features =
+          step.features.index_select(0, steered_shape.pack(candidates.of(step.place)));
+    }
+    const SurrogateScores surrogate = surrogate_scores(step.model, request);
+    const at::Tensor tis = steered_shape.unpack(surrogate.tis, 0.0);
+    influence = at::where(real, tis, 0.0);
+    result.influence =
+        candidates.into(at::full(step.row.sizes(), kNan, p.confidence.options()), real, tis);
+    result.forward_rows = surrogate.forward_rows;
+    result.backward_rows = surrogate.backward_rows;
+    result.head_rows = surrogate.head_rows;
+    if (o.spread == 0) applies = steered;
+  } else if (o.spread == 0) {
+    result.score = p.confidence;
+    return result;
+  }
+  at::Tensor scores = scores_of(step, o, candidates, influence);
+  if (o.spread > 0) {
+    spread_out(step, o, candidates, sure, reveals - sure_count, most_open, scores);
+  }
+  // Rows that confidence accepts come first and all that are no candidates last.
+  const auto edge = [&](double other) { return at::where(candidates.is_one, scores, other); };
+  const at::Tensor below = edge(kInfinity).amin(1, true) - 2.0,
+                   above = edge(-kInfinity).amax(1, true) + 1.0;
+  at::Tensor score = candidates.into(p.confidence + below, candidates.is_one, scores);
+  score = at::where(sure, p.confidence + above, score);
+  result.score = at::where(applies.unsqueeze(1), score, p.confidence);
+  return result;
+}
+
+}  // namespace tabes

@@ -382,6 +382,7 @@ class GenerateOptions:
     forbidden: list[int]
     logits_eos_inf: bool
     confidence_eos_eot_inf: bool
+    on_device: bool | None
 
 class GenerateResult:
     @property

@@ -42,6 +42,7 @@ _CANONICAL = (
     "forbidden",
     "logits_eos_inf",
     "confidence_eos_eot_inf",
+    "on_device",
     "callback",
 )
 # Arguments of other decoders that have no counterpart here, and what to do instead.
@@ -130,7 +131,7 @@ def _record_to_dict(record: StepRecord) -> dict[str, Any]:
         "backward_rows": record.backward_rows,
         "head_rows": record.head_rows,
         "seconds": record.seconds,
-        "model_seconds": record.model_seconds,
+        "model_seconds": _finite([record.model_seconds])[0],
     }
 
 
@@ -157,6 +158,7 @@ def generate(
     forbidden: Iterable[int] = (),
     logits_eos_inf: bool = False,
     confidence_eos_eot_inf: bool = False,
+    on_device: bool | None = None,
     callback: Callback | None = None,
     **aliases: Any,
 ) -> GenerateOutput:
@@ -188,6 +190,10 @@ def generate(
         forbidden: token ids never to write; the mask token always is.
         logits_eos_inf: never write end tokens.
         confidence_eos_eot_inf: reveal end tokens last, at any temperature.
+        on_device: where positions are chosen. True: on the model's device, the host a step ahead,
+            so that a GPU never waits for it; under policies that choose how many to reveal this
+            costs rows. Not with a callback, guidance, Python policies, or policies that look ahead,
+            mask again or remember. None: on a GPU, where it can be and changes nothing.
         callback: called after every step with its record and the B sequences [L_b] as they stand;
             return False to stop.
         **aliases: names other decoders use: ``max_new_tokens`` (gen_length), ``block_size``
@@ -223,6 +229,7 @@ def generate(
     options.forbidden = integers(forbidden, "forbidden")
     options.logits_eos_inf = flag(logits_eos_inf, "logits_eos_inf")
     options.confidence_eos_eot_inf = flag(confidence_eos_eot_inf, "confidence_eos_eot_inf")
+    options.on_device = None if on_device is None else flag(on_device, "on_device")
     if callback is not None and not callable(callback):
         raise InputError(f"callback is a {type(callback).__name__}, which cannot be called")
 

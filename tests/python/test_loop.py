@@ -14,6 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 MASK, BOS, EOS = 3, 1, 2
+# Policies that can do without the host.
+ON_DEVICE = {
+    "random",
+    "confidence",
+    "margin",
+    "entropy",
+    "threshold",
+    "factor",
+    "entropy_bound",
+    "spread",
+    "pc_sampler",
+    "boe",
+}
 
 
 def plain_decode(logits_of, tokens: torch.Tensor, steps: int, policy: str) -> torch.Tensor:
@@ -65,8 +78,9 @@ lengths = st.lists(st.integers(1, 24), min_size=1, max_size=5)
     temperature=st.sampled_from([0.0, 0.7, 3.0]),
     block=st.sampled_from([None, 30, 100]),
     seed=st.integers(0, 2**31),
+    on_device=st.booleans(),
 )
-def test_promises(demo_model, lengths, steps, policy, temperature, block, seed) -> None:
+def test_promises(demo_model, lengths, steps, policy, temperature, block, seed, on_device) -> None:
     rng = np.random.default_rng(seed)
     prompts = []
     for n in lengths:
@@ -75,6 +89,8 @@ def test_promises(demo_model, lengths, steps, policy, temperature, block, seed) 
         t[0] = MASK
         prompts.append(t)
     settings_ = dict(steps=steps, policy=policy, temperature=temperature, block_length=block)
+    if on_device and policy in ON_DEVICE:
+        settings_["on_device"] = True
     out = tabes.generate(demo_model, prompts, seed=seed, **settings_)
     again = tabes.generate(demo_model, prompts, seed=seed, **settings_)
     seen = [t.clone() for t in prompts]
@@ -97,6 +113,26 @@ def test_promises(demo_model, lengths, steps, policy, temperature, block, seed) 
     last = len(prompts) - 1
     alone = tabes.generate(demo_model, [prompts[last]], seed=seed, sequence_ids=[last], **settings_)
     assert torch.equal(alone.tokens[0], tokens[last])  # alone = in a batch
+
+
+@pytest.mark.parametrize("options", [{}, {"refresh_every": 3}, {"block_length": 9}])
+@pytest.mark.parametrize("policy", ["confidence", "random", tabes.BoE(factor=0.0)])
+def test_rows_selected_on_the_device_are_the_hosts(demo_model, policy, options) -> None:
+    prompts = [[MASK] * n for n in (31, 12, 24)]
+    settings_ = dict(policy=policy, steps=8, temperature=0.7, seed=3, **options)
+    host = tabes.generate(demo_model, prompts, on_device=False, **settings_)
+    device = tabes.generate(demo_model, prompts, on_device=True, **settings_)
+    assert all(torch.equal(a, b) for a, b in zip(host.tokens, device.tokens, strict=True))
+    assert host.forward_equivalents == device.forward_equivalents
+    assert host.head_rows == device.head_rows
+    assert device.to_dict()["trace"][0]["model_seconds"] is None
+
+
+def test_a_decode_that_needs_the_host_says_so(demo_model: tabes.Model) -> None:
+    with pytest.raises(tabes.InputError, match=r"policy klass .* needs the host"):
+        tabes.generate(demo_model, [MASK] * 8, policy="klass", on_device=True)
+    with pytest.raises(tabes.InputError, match="on_device"):
+        tabes.generate(demo_model, [MASK] * 8, on_device="cuda")
 
 
 def guided(model: tabes.Model, prompt: torch.Tensor, scale: float) -> torch.Tensor:

@@ -16,12 +16,16 @@ namespace py = pybind11;
 at::ScalarType dtype_named(const std::string& name) {
   if (name == "float32") return at::kFloat;
   if (name == "bfloat16") return at::kBFloat16;
+  if (name == "float16") return at::kHalf;
   if (name == "float64") return at::kDouble;
-  throw InputError("dtype '" + name + "' is unknown; use float32, bfloat16 or float64");
+  throw InputError("dtype '" + name + "' is unknown; use float32, bfloat16, float16 or float64");
 }
 
 std::string dtype_name(at::ScalarType type) {
-  return type == at::kFloat ? "float32" : type == at::kBFloat16 ? "bfloat16" : "float64";
+  return type == at::kFloat      ? "float32"
+         : type == at::kBFloat16 ? "bfloat16"
+         : type == at::kHalf     ? "float16"
+                                 : "float64";
 }
 
 at::Device device_named(const std::string& name) {

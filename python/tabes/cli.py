@@ -199,7 +199,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "model", nargs="?", metavar="MODEL", help="checkpoint folder (the bundled SMILES model)"
     )
     parser.add_argument("--device", default="cpu", help="cpu (default) or a CUDA device")
-    parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float64")
+    parser.add_argument(
+        "--dtype", default="float32", help="float32 (default), bfloat16, float16, float64"
+    )
     parser.add_argument("--mask-token-id", type=int, metavar="ID")
 
 

@@ -31,7 +31,9 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument("model", metavar="CHECKPOINT", help="checkpoint folder")
     command.add_argument("--device", default="cpu", help="cpu (default) or a CUDA device")
-    command.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float64")
+    command.add_argument(
+        "--dtype", default="float32", help="float32 (default), bfloat16, float16, float64"
+    )
     command.add_argument("--mask-token-id", type=int, metavar="ID")
     command.add_argument(
         "--tasks", "-t", required=True, metavar="NAMES", help=f"of {', '.join(task_names())}"

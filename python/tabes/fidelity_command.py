@@ -31,7 +31,9 @@ def add_command(commands: Any) -> None:
         "data", metavar="DATA", help="texts, one a line; masks in them are kept, else some are made"
     )
     command.add_argument("--device", default="cpu", help="cpu (default) or a CUDA device")
-    command.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float64")
+    command.add_argument(
+        "--dtype", default="float32", help="float32 (default), bfloat16, float16, float64"
+    )
     command.add_argument("--mask-token-id", type=int, metavar="ID")
     command.add_argument(
         "--texts", type=int, default=120, metavar="N", help="how many of the texts (120)"

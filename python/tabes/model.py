@@ -27,6 +27,9 @@ _DTYPES = {
     "float": "float32",
     "bfloat16": "bfloat16",
     "bf16": "bfloat16",
+    "float16": "float16",
+    "fp16": "float16",
+    "half": "float16",
     "float64": "float64",
     "fp64": "float64",
     "double": "float64",
@@ -114,7 +117,8 @@ def load(
     Args:
         path: the folder. Nothing is downloaded and no code from it is run.
         device: where the weights go, ``"cpu"`` or a CUDA device.
-        dtype: of weights and computation: float32, bfloat16, or float64 for verification.
+        dtype: of weights and computation: float32, bfloat16, float16 (on a GPU), or float64 for
+            verification.
         mask_token_id: overrides the mask token of config.json. Where that names none, the mask
             token of the tokenizer is used.
         prepack: on x86 CPUs keep weights in oneDNN's layout, which multiplies faster; BoE steering
@@ -161,7 +165,9 @@ def _missing(directory: Path, given: str) -> str:
 def _dtype_name(dtype: str | torch.dtype) -> str:
     name = str(dtype).removeprefix("torch.").lower()
     if name not in _DTYPES:
-        raise InputError(f"dtype {name!r} is not supported: use float32, bfloat16 or float64")
+        raise InputError(
+            f"dtype {name!r} is not supported: use float32, bfloat16, float16 or float64"
+        )
     return _DTYPES[name]
 
 

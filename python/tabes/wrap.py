@@ -22,7 +22,7 @@ _NAME = "tabes"  # of our attention among those of transformers
 _NO_LIMIT = 2**31 - 1
 # ESM was trained with 15% of its tokens hidden, 80% of those behind the mask token.
 _ESM_SHOWN = 1 - 0.15 * 0.8
-_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class _Active(NamedTuple):
@@ -70,7 +70,7 @@ def wrap(
     towards the prediction. Scores are unchanged by where the scale is applied.
 
     Args:
-        model: the model, in eval mode, in float32, bfloat16 or float64.
+        model: the model, in eval mode, in float32, bfloat16, float16 (on a GPU) or float64.
         mask_token_id: the mask token; by default config.mask_token_id, then the tokenizer's.
         tokenizer: a fast tokenizer of transformers, a ``tokenizers.Tokenizer`` or a
             `tabes.text.Tokenizer`; without one `generate` takes token ids only.
@@ -103,7 +103,7 @@ def wrap(
     if not isinstance(table, torch.Tensor) or table.dim() != 2:
         raise InputError("embedding_table: give the input embeddings as a tensor [V, D]")
     if table.dtype not in _DTYPES:
-        raise DeviceError(f"the model is {table.dtype}: use float32, bfloat16 or float64")
+        raise DeviceError(f"the model is {table.dtype}: use float32, bfloat16, float16 or float64")
     table = table.detach()
     embed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     if getattr(config, "model_type", None) == "esm":
@@ -443,7 +443,7 @@ def _probe(model: Any, wrapped: Model) -> None:
     finally:
         _attended.reset(token)
     wanted = own[0].to(got.dtype)
-    rounding = 0.05 if table.dtype == torch.bfloat16 else 1e-3
+    rounding = {torch.bfloat16: 0.05, torch.float16: 0.01}.get(table.dtype, 1e-3)
     if not torch.allclose(got, wanted, rtol=rounding, atol=rounding * float(wanted.abs().max())):
         raise InputError(
             f"{name} computes other logits from embeddings than from the same tokens (they differ "

@@ -288,11 +288,12 @@ TORCH_LIBRARY_IMPL(aten, Meta, m) {
          });
   m.impl("logical_not.out", same_shape);
   m.impl("abs.out", same_shape);
-  m.impl("where.self_out", [](const at::Tensor& c, const at::Tensor& x, const at::Tensor& y,
-                              at::Tensor& out) -> at::Tensor& {
-    out.resize_(where_shape(c, x, y).sizes());
-    return out;
-  });
+  m.impl("where.self_out",
+         [](const at::Tensor& c, const at::Tensor& x, const at::Tensor& y,
+            at::Tensor& out) -> at::Tensor& {
+           out.resize_(where_shape(c, x, y).sizes());
+           return out;
+         });
   m.impl("index_select", index_select_shape);
 }
 
@@ -319,7 +320,8 @@ class Unread : public DeviceLoop {
 
 TEST(DeviceLoop, ReadsNothingOnTheHost) {
   RandomWeights weights;
-  const Transformer denoiser(small(), weights, at::kMeta, at::kFloat, false);
+  const Transformer single(small(), weights, at::kMeta, at::kFloat, false);
+  const Transformer half(small(), weights, at::kMeta, at::kHalf, false);
   EXPECT_THROW(at::empty({1}, at::kMeta).item<float>(), c10::Error);
   std::vector<Case> cases = known();
   for (const Case& c : adaptive()) cases.push_back(c);
@@ -328,7 +330,8 @@ TEST(DeviceLoop, ReadsNothingOnTheHost) {
     for (GenerateOptions options : settings()) {
       SCOPED_TRACE(std::string(c.name) + ", steps " + std::to_string(options.steps));
       options.policy = c.policy;
-      EXPECT_GT(Unread(Decode(denoiser, sequences(), options)).steps(), 1);
+      EXPECT_GT(Unread(Decode(single, sequences(), options)).steps(), 1);
+      EXPECT_GT(Unread(Decode(half, sequences(), options)).steps(), 1);
     }
   }
 }

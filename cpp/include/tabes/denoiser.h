@@ -81,7 +81,7 @@ struct GradientRequest {
 };
 
 struct EntropyGradient {
-  at::Tensor gradient;        // [candidates, D] in the model's dtype
+  at::Tensor gradient;        // [candidates, D] float32, float64 of a float64 model
   at::Tensor entropy;         // [probes] real: nats, of the changed batch
   int64_t forward_rows = 0;   // rows through the trunk
   int64_t backward_rows = 0;  // rows through its adjoint

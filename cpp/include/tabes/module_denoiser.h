@@ -38,9 +38,9 @@ using ModuleFunction = std::function<at::Tensor(const ModuleCall& call)>;
 
 class ModuleDenoiser final : public Denoiser {
  public:
-  // `embedding_table` [V, D] float32, bfloat16 or float64; vocabulary, hidden size, dtype and
-  // device of `info` are taken from it. Throws InputError if `info` or the table is inconsistent,
-  // DeviceError for another dtype or a device that is neither CPU nor CUDA.
+  // `embedding_table` [V, D] float32, bfloat16, float16 (on a GPU) or float64; vocabulary, hidden
+  // size, dtype and device of `info` are taken from it. Throws InputError if `info` or the table is
+  // inconsistent, DeviceError for another dtype or a device that is neither CPU nor CUDA.
   ModuleDenoiser(ModelInfo info, const at::Tensor& embedding_table, ModuleFunction function);
 
   const ModelInfo& info() const override { return info_; }

@@ -72,7 +72,8 @@ class WeightSource {
   virtual void read(const std::string& name, at::Tensor destination) = 0;
 };
 
-// Builds the model on `device` in `dtype` (float32, bfloat16, or float64 for verification).
+// Builds the model on `device` in `dtype` (float32, bfloat16, float16 on a GPU, or float64 for
+// verification).
 // `prepack`: see LoadOptions (tabes/checkpoint.h).
 // Throws CheckpointError if the description is inconsistent, DeviceError for a device or dtype
 // this build does not have.

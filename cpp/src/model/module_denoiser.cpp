@@ -12,6 +12,7 @@
 
 #include "batch/rows.h"
 #include "messages.h"
+#include "model/precision.h"
 #include "ops/call.h"
 #include "ops/ops.h"
 #include "plain_dispatch.h"
@@ -69,9 +70,10 @@ ModuleDenoiser::ModuleDenoiser(ModelInfo info, const at::Tensor& embedding_table
            embedding_table.defined() ? text(embedding_table.sizes()) : "missing");
   }
   const at::ScalarType type = embedding_table.scalar_type();
-  if (type != at::kFloat && type != at::kBFloat16 && type != at::kDouble) {
-    throw DeviceError(text("the embedding table is ", type,
-                           "; models are float32, bfloat16, or float64 for verification"));
+  if (!is_model_type(type, embedding_table.device())) {
+    throw DeviceError(text("the embedding table is ", type, " on ", embedding_table.device(),
+                           "; models are float32 or bfloat16, float16 on a GPU, or float64 for ",
+                           "verification"));
   }
   if (!embedding_table.is_cpu() && !embedding_table.is_cuda()) {
     throw DeviceError(text("the embedding table is on ", embedding_table.device(),
@@ -162,10 +164,11 @@ EntropyGradient ModuleDenoiser::entropy_gradient(const GradientRequest& request)
   const RowSet& probes = request.probes;
   const RowSet outputs = info_.logit_shift ? predicting(batch, probes) : probes;
   const auto real = table_.options().dtype(ops::accumulate_type(info_.dtype));
-  const at::Tensor weight =
-      request.weight.defined() ? request.weight.to(real) : at::ones({probes.count()}, real);
+  const double scale = adjoint_scale(info_.dtype);
+  const at::Tensor weight = scale * (request.weight.defined() ? request.weight.to(real)
+                                                              : at::ones({probes.count()}, real));
   EntropyGradient result;
-  result.gradient = at::zeros({request.candidates.count(), info_.hidden_size}, table_.options());
+  result.gradient = at::zeros({request.candidates.count(), info_.hidden_size}, real);
   result.entropy = at::empty({probes.count()}, real);
   for (const Group& group : groups(batch, outputs)) {
     if (request.poll) request.poll();
@@ -208,7 +211,7 @@ EntropyGradient ModuleDenoiser::entropy_gradient(const GradientRequest& request)
     if (!gradient.defined()) {
       refuse("the model's logits do not depend on its input embeddings as far as autograd can see");
     }
-    result.gradient.index_copy_(0, place, gradient.detach());
+    result.gradient.index_copy_(0, place, gradient.detach().to(real) / scale);
     result.backward_rows += group.count();
   }
   return result;

@@ -3,6 +3,7 @@
 // ActiveQueryAttention stops. So the whole sweep touches active rows only, and of attention only
 // dq at active queries and dk, dv at active keys are ever needed. In the last layer nothing but
 // keys and values matters outside the probes; in the first nothing outside the candidates.
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/gelu.h>
@@ -16,6 +17,7 @@
 #include <cmath>
 #include <limits>
 
+#include "model/precision.h"
 #include "model/transformer.h"
 #include "ops/call.h"
 #include "ops/ops.h"
@@ -141,7 +143,8 @@ at::Tensor Transformer::head_adjoint(const at::Tensor& x, const GradientRequest&
   const int64_t n = x.size(0);
   const auto real = x.options().dtype(ops::accumulate_type(x.scalar_type()));
   const at::Tensor weight =
-      request.weight.defined() ? request.weight.to(real) : at::ones({n}, real);
+      adjoint_scale(x.scalar_type()) *
+      (request.weight.defined() ? request.weight.to(real) : at::ones({n}, real));
   entropy = at::empty({n}, real);
   at::Tensor grad = at::empty_like(features);
   const int64_t bytes = info_.vocab_size * static_cast<int64_t>(x.element_size());
@@ -206,7 +209,8 @@ EntropyGradient Transformer::entropy_gradient(const GradientRequest& request) co
     tape[i] = {};
   }
   for (size_t i = 0; i < before.size(); ++i) frozen->kv[i].index_copy_(0, active, before[i]);
-  result.gradient = config_.embedding_norm ? embed_norm_.adjoint(grad, embedded) : grad;
+  if (config_.embedding_norm) grad = embed_norm_.adjoint(grad, embedded);
+  result.gradient = grad.to(ops::accumulate_type(info_.dtype)) / adjoint_scale(info_.dtype);
   result.forward_rows = frozen ? request.active.count() : batch.rows();
   result.backward_rows = request.active.count();
   result.head_rows = request.probes.count();

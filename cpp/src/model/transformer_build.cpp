@@ -10,6 +10,8 @@
 #include <sstream>
 #include <utility>
 
+#include "messages.h"
+#include "model/precision.h"
 #include "model/transformer.h"
 #include "ops/call.h"
 #include "plain_dispatch.h"
@@ -182,9 +184,9 @@ Transformer::Transformer(const TransformerConfig& config, WeightSource& weights,
 std::shared_ptr<const Denoiser> make_transformer(const TransformerConfig& config,
                                                  WeightSource& weights, at::Device device,
                                                  at::ScalarType dtype, bool prepack) {
-  if (dtype != at::kFloat && dtype != at::kBFloat16 && dtype != at::kDouble) {
-    throw DeviceError(std::string("dtype ") + c10::toString(dtype) +
-                      " is not supported; use float32 or bfloat16");
+  if (!is_model_type(dtype, device)) {
+    throw DeviceError(text("dtype ", dtype, " is not supported on ", device,
+                           "; use float32 or bfloat16, or float16 on a GPU"));
   }
   if (device.is_cuda() && !at::hasCUDA()) {
     throw DeviceError(

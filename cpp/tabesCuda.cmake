@@ -50,4 +50,7 @@ function(tabes_add_cuda target)
   # has nothing else that would load PyTorch's CUDA backend.
   target_link_libraries(${target} PRIVATE
     "$<BUILD_INTERFACE:-Wl,--push-state,--no-as-needed,${TORCH_INSTALL_PREFIX}/lib/libtorch_cuda.so,${TORCH_INSTALL_PREFIX}/lib/libc10_cuda.so,--pop-state>")
+  # What PyTorch's CUDA libraries need in turn (cuBLAS, NCCL, ...) lies wherever pip put it: the loader
+  # finds it, a program that links tabes need not.
+  target_link_options(${target} INTERFACE "LINKER:--allow-shlib-undefined")
 endfunction()

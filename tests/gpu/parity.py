@@ -171,6 +171,10 @@ def rows(report: Report, dtype: torch.dtype, small: bool) -> None:
         wrong = (got != ops.sample_rows(logits.float(), u, 0.7, top_k, top_p)).sum().item()
         # A draw that falls within a rounding of the border of two tokens may take the other one.
         report.add(f"sample_rows top_k {top_k} top_p {top_p}: tokens", dtype, wrong, 1)
+    where = [torch.randint(0, 1 << 30, (999,)) for _ in range(3)]
+    drawn = ops.counter_uniforms(*(t.to(device) for t in where), -5, 1).cpu()
+    wrong = (drawn != ops.counter_uniforms(*where, -5, 1)).sum().item()
+    report.add("counter_uniforms: other bits", dtype, wrong, 0)
 
 
 def attention(report: Report, dtype: torch.dtype, small: bool) -> None:
@@ -193,20 +197,37 @@ def attention(report: Report, dtype: torch.dtype, small: bool) -> None:
 
 
 def decodes(report: Report) -> None:
-    """Tokens of whole decodes: in float32 all the same, in bfloat16 the share that agrees."""
+    """Tokens of whole decodes: in float32 all the same, in 16 bits the share that agrees."""
     folder, mask = tabes.demo_checkpoint(), 3
     canvases = [[1] + [mask] * n + [2] for n in (12, 30, 45)]
-    policies: dict[str, tabes.Policy | str] = {
-        "confidence": "confidence", "margin": "margin", "random": "random",
-        "boe frozen": tabes.BoE(context="frozen"), "boe exact": tabes.BoE(context="exact"),
-        "boe paper": tabes.BoE.paper(),
-    }  # fmt: skip
-    for dtype in ("float32", "bfloat16"):
-        on_cpu = tabes.load(folder, dtype=dtype)
+    quota = tabes.BoE(factor=0.0)
+    cases: dict[str, dict[str, object]] = {
+        "confidence": dict(policy="confidence"),
+        "confidence, selected on the host": dict(policy="confidence", on_device=False),
+        "margin": dict(policy="margin"),
+        "random": dict(policy="random"),
+        "random, frozen steps in blocks": dict(policy="random", refresh_every=3, block_length=16),
+        "factor, selected on the device": dict(policy="factor", on_device=True),
+        "spread": dict(policy="spread"),
+        "spread, selected on the device": dict(policy="spread", on_device=True),
+        "boe frozen": dict(policy=tabes.BoE(context="frozen")),
+        "boe exact": dict(policy=tabes.BoE(context="exact")),
+        "boe paper": dict(policy=tabes.BoE.paper()),
+        "boe by quota": dict(policy=quota),
+        "boe by quota, selected on the host": dict(policy=quota, on_device=False),
+        "boe by quota, frozen steps": dict(policy=quota, refresh_every=3),
+        "boe, selected on the device": dict(policy=tabes.BoE(), on_device=True),
+    }
+    for dtype in ("float32", "bfloat16", "float16"):
+        # Half precision has no kernels on the CPU.
+        half = dtype == "float16"
+        if half and report.device == "cpu":
+            continue
+        on_cpu = tabes.load(folder, dtype="float32" if half else dtype)
         there = tabes.load(folder, dtype=dtype, device=report.device)
-        for name, policy in policies.items():
+        for name, case in cases.items():
             for temperature in (0.0, 0.7):
-                options = dict(policy=policy, steps=8, temperature=temperature, seed=4)
+                options = dict(steps=8, temperature=temperature, seed=4, **case)
                 a = tabes.generate(on_cpu, canvases, **options).tokens
                 b = tabes.generate(there, canvases, **options).tokens
                 pairs = [

@@ -185,6 +185,7 @@ def cases(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
         ),
         "row_statistics": (logits,),
         "sample_rows": (logits, torch.rand(5, dtype=torch.float64), 0.7, 4, 0.9),
+        "counter_uniforms": (*(torch.randint(0, 99, (5,)) for _ in range(3)), 7, 1),
         "entropy_adjoint_": (logits, argmax, max_prob, entropy, real(5, dtype=total)),
         "active_query_attention": (q, k, v, rows, cu_active, cu, scale, bias),
         "active_query_attention_backward": (
@@ -219,9 +220,11 @@ def test_every_operator_is_checked() -> None:
     assert registered == set(NAMES)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in NAMES if n not in ("active_query_attention", "sample_rows")]
-)
+DIFFERENTIABLE = "active_query_attention"
+NOT_OF_REALS = ("counter_uniforms", "sample_rows")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in (DIFFERENTIABLE, *NOT_OF_REALS)])
 def test_what_is_not_differentiable_says_so(name: str) -> None:
     """No operator may hand back a result that autograd would silently take for a constant."""
     torch.manual_seed(1)

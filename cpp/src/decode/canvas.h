@@ -36,6 +36,7 @@ struct Canvas {
   std::vector<Foreseen> foreseen = {};           // by looking ahead in the current step
   std::optional<Foreseen> known = std::nullopt;  // the predictions of the coming step
 
+  int64_t length() const { return static_cast<int64_t>(tokens.size()); }
   void write(int64_t position, int64_t token) {
     tokens[position] = token;
     if (!unguided.empty()) unguided[position] = token;

@@ -1,11 +1,14 @@
 // A decode whose rows are selected on the model's device. The host knows the shapes of a step
 // beforehand, exactly or as bounds, and learns what a step revealed while the next one runs, so it
-// never makes the device wait: no step reads a number from it.
+// never makes the device wait: no step reads a number from it. One file each: the decode
+// (device_loop.cpp), a step of it (device_step.cpp), and reading what it came to
+// (device_record.cpp).
 #pragma once
 
 #include <c10/core/Event.h>
 
 #include <chrono>
+#include <limits>
 #include <map>
 #include <optional>
 #include <vector>
@@ -15,6 +18,9 @@
 #include "decode/predict.h"
 
 namespace tabes {
+
+// The block of a cell that has none.
+inline constexpr int64_t kNoBlock = std::numeric_limits<int64_t>::max();
 
 class DeviceLoop : protected Decode {
  public:
@@ -49,11 +55,35 @@ class DeviceLoop : protected Decode {
     int64_t size() const { return static_cast<int64_t>(live.size()); }
     int64_t width() const { return row.size(1); }
   };
+  // Where the masks are, and how many of them the schedule wants revealed.
+  struct Masks {
+    at::Tensor masked, is_eligible;           // [B, W] bool
+    at::Tensor block, done, eligible, quota;  // [B]: `done` steps of the block before this one
+  };
+  // The rows to be looked at: the eligible ones, and others up to the bound.
+  struct Looked {
+    const Ragged& shape;
+    at::Tensor position = {}, row = {}, valid = {};  // [B, K]
+    RowSet set = {};
+    std::optional<RowSet> active = {};  // in a frozen pass
+  };
+  // What is read of every entry of a step.
+  enum Field {
+    kPosition,
+    kValid,
+    kChosen,
+    kToken,
+    kConfidence,
+    kEntropy,
+    kScore,
+    kInfluence,
+    kByConfidence
+  };
   // A step that the device may still be at.
   struct Pending {
     StepRecord record;
     std::vector<Canvas*> live;
-    at::Tensor rows;       // [B, K, fields] float64, bound for the host
+    at::Tensor rows;       // [B, K, fields] float64, bound for the host; see Field
     at::Tensor sequences;  // [B, 3] int64: masked, eligible, revealed
     std::optional<c10::Event> done;
     std::chrono::steady_clock::time_point start;
@@ -65,10 +95,14 @@ class DeviceLoop : protected Decode {
   // Of the next step; `pending`: the one before it has not been read.
   Bounds bounds(bool pending) const;
   const Ragged& ragged(const std::vector<int64_t>& counts);
+  Masks masks() const;
+  Looked looked_at(const Masks& masks, const Bounds& most, bool frozen);
+  // The pass over the live sequences.
+  Predicted look(const Looked& rows, bool keep_context, StepRecord& record);
   Pending launch(int64_t number, bool pending);
-  // The pass over the live sequences, frozen where it can be.
-  Predicted look(const PackedBatch& batch, const RowSet& rows, const RowSet* active,
-                 const at::Tensor& uniforms, bool keep_context, StepRecord& record);
+  // Writes the best rows of every sequence, and what the host is to know of it into the step.
+  void write(const Masks& masks, const Looked& rows, const Predictions& predictions,
+             const DeviceDecision& decision, Pending& step);
   // Waits for the step and reads it; false if it came too late to reveal anything.
   bool finish(Pending& pending, StepRecord* before);
   // Sends what a step came to on its way to the host.

@@ -21,6 +21,7 @@ from tabes import eval_command, fidelity_command
 from tabes import trace as tracing
 from tabes.bench import command as bench_command
 from tabes.canvas import Bar, Canvas, Silence, View
+from tabes.command_line import add_model_options
 from tabes.generation import GenerateOutput, generate
 from tabes.inputs import Prompts
 from tabes.model import Model, load
@@ -198,11 +199,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="checkpoint folder (the bundled SMILES model)"
     )
-    parser.add_argument("--device", default="cpu", help="cpu (default) or a CUDA device")
-    parser.add_argument(
-        "--dtype", default="float32", help="float32 (default), bfloat16, float16, float64"
-    )
-    parser.add_argument("--mask-token-id", type=int, metavar="ID")
+    add_model_options(parser)
 
 
 def _add_sampling(parser: argparse.ArgumentParser, policy: str | None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tabes._core import InputError
+from tabes.command_line import add_model_options
 from tabes.evaluation.data import Data, read_file
 from tabes.evaluation.execution import Limits
 from tabes.evaluation.runner import Progress, Report, evaluate, prepare
@@ -30,11 +31,7 @@ def add_command(commands: Any) -> None:
         "lm-evaluation-harness and its tasks: python -m tabes.harness --help.",
     )
     command.add_argument("model", metavar="CHECKPOINT", help="checkpoint folder")
-    command.add_argument("--device", default="cpu", help="cpu (default) or a CUDA device")
-    command.add_argument(
-        "--dtype", default="float32", help="float32 (default), bfloat16, float16, float64"
-    )
-    command.add_argument("--mask-token-id", type=int, metavar="ID")
+    add_model_options(command)
     command.add_argument(
         "--tasks", "-t", required=True, metavar="NAMES", help=f"of {', '.join(task_names())}"
     )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tabes._core import InputError
+from tabes.command_line import add_model_options
 from tabes.fidelity import Fidelity, Setting, fidelity, mask_at_random
 from tabes.model import Model, load
 from tabes.trace import check_figure
@@ -30,11 +31,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "data", metavar="DATA", help="texts, one a line; masks in them are kept, else some are made"
     )
-    command.add_argument("--device", default="cpu", help="cpu (default) or a CUDA device")
-    command.add_argument(
-        "--dtype", default="float32", help="float32 (default), bfloat16, float16, float64"
-    )
-    command.add_argument("--mask-token-id", type=int, metavar="ID")
+    add_model_options(command)
     command.add_argument(
         "--texts", type=int, default=120, metavar="N", help="how many of the texts (120)"
     )

@@ -131,7 +131,7 @@ def _record_to_dict(record: StepRecord) -> dict[str, Any]:
         "backward_rows": record.backward_rows,
         "head_rows": record.head_rows,
         "seconds": record.seconds,
-        "model_seconds": _finite([record.model_seconds])[0],
+        "model_seconds": None if math.isnan(record.model_seconds) else record.model_seconds,
     }
 
 

@@ -95,6 +95,34 @@ std::vector<GenerateOptions> settings() {
   return all;
 }
 
+struct Setting {
+  std::string name;
+  GenerateOptions options;
+};
+
+// Every policy in every setting.
+std::vector<Setting> settings_of(const std::vector<Case>& cases) {
+  std::vector<Setting> all;
+  for (const Case& c : cases) {
+    for (GenerateOptions options : settings()) {
+      options.policy = c.policy;
+      all.push_back({std::string(c.name) + ", steps " + std::to_string(options.steps), options});
+    }
+  }
+  return all;
+}
+
+struct Both {
+  GenerateResult host, device;
+};
+
+Both both(const Denoiser& denoiser, GenerateOptions options) {
+  options.on_device = false;
+  GenerateResult host = generate(denoiser, sequences(), options);
+  options.on_device = true;
+  return {std::move(host), generate(denoiser, sequences(), options)};
+}
+
 void expect_same(const at::Tensor& a, const at::Tensor& b, double limit) {
   ASSERT_EQ(a.sizes(), b.sizes());
   EXPECT_TRUE(at::allclose(a, b, limit, limit, /*equal_nan=*/true)) << a << b;
@@ -129,52 +157,40 @@ void expect_same_steps(const GenerateResult& a, const GenerateResult& b) {
 
 TEST(DeviceLoop, IsTheHostsLoopWhereCountsAreKnown) {
   const auto denoiser = model();
-  for (const Case& c : known()) {
-    for (GenerateOptions options : settings()) {
-      SCOPED_TRACE(std::string(c.name) + ", steps " + std::to_string(options.steps));
-      options.policy = c.policy;
-      options.on_device = false;
-      const GenerateResult host = generate(*denoiser, sequences(), options);
-      options.on_device = true;
-      const GenerateResult device = generate(*denoiser, sequences(), options);
-      expect_same_steps(host, device);
-      EXPECT_EQ(host.forward_rows, device.forward_rows);
-      EXPECT_EQ(host.backward_rows, device.backward_rows);
-      EXPECT_EQ(host.head_rows, device.head_rows);
-      for (size_t i = 0; i < host.trace.size(); ++i) {
-        EXPECT_EQ(host.trace[i].scored, device.trace[i].scored);
-      }
-      EXPECT_TRUE(device.finished);
+  for (const auto& [name, options] : settings_of(known())) {
+    SCOPED_TRACE(name);
+    const auto [host, device] = both(*denoiser, options);
+    expect_same_steps(host, device);
+    EXPECT_EQ(host.forward_rows, device.forward_rows);
+    EXPECT_EQ(host.backward_rows, device.backward_rows);
+    EXPECT_EQ(host.head_rows, device.head_rows);
+    for (size_t i = 0; i < host.trace.size(); ++i) {
+      EXPECT_EQ(host.trace[i].scored, device.trace[i].scored);
     }
+    EXPECT_TRUE(device.finished);
   }
 }
 
 TEST(DeviceLoop, RevealsTheSameInFullStepsWhereCountsAreBounds) {
   const auto denoiser = model();
-  for (const Case& c : adaptive()) {
-    for (GenerateOptions options : settings()) {
-      SCOPED_TRACE(std::string(c.name) + ", steps " + std::to_string(options.steps));
-      options.policy = c.policy;
-      options.on_device = false;
-      const GenerateResult host = generate(*denoiser, sequences(), options);
-      options.on_device = true;
-      const GenerateResult device = generate(*denoiser, sequences(), options);
-      if (options.refresh_every == 1) {
-        expect_same_steps(host, device);
-      } else {
-        // A frozen context is renewed at other rows as well.
-        for (const at::Tensor& t : device.tokens) EXPECT_EQ(t.eq(kMask).sum().item<int64_t>(), 0);
-      }
-      EXPECT_GE(device.forward_rows, host.forward_rows);
-      int64_t forward = 0, head = 0;
-      for (const StepRecord& r : device.trace) {
-        forward += r.forward_rows;
-        head += r.head_rows;
-        EXPECT_GT(r.position.numel(), 0);
-      }
-      EXPECT_EQ(forward, device.forward_rows);
-      EXPECT_EQ(head, device.head_rows);
+  for (const auto& [name, options] : settings_of(adaptive())) {
+    SCOPED_TRACE(name);
+    const auto [host, device] = both(*denoiser, options);
+    if (options.refresh_every == 1) {
+      expect_same_steps(host, device);
+    } else {
+      // A frozen context is renewed at other rows as well.
+      for (const at::Tensor& t : device.tokens) EXPECT_EQ(t.eq(kMask).sum().item<int64_t>(), 0);
     }
+    EXPECT_GE(device.forward_rows, host.forward_rows);
+    int64_t forward = 0, head = 0;
+    for (const StepRecord& r : device.trace) {
+      forward += r.forward_rows;
+      head += r.head_rows;
+      EXPECT_GT(r.position.numel(), 0);
+    }
+    EXPECT_EQ(forward, device.forward_rows);
+    EXPECT_EQ(head, device.head_rows);
   }
 }
 
@@ -187,9 +203,7 @@ TEST(DeviceLoop, SteersByTheSameInfluenceBesideRowsThatOnlyFillUp) {
   GenerateOptions options;
   options.steps = 5;
   options.policy = boe(o);
-  const GenerateResult host = generate(*denoiser, sequences(), options);
-  options.on_device = true;
-  const GenerateResult device = generate(*denoiser, sequences(), options);
+  const auto [host, device] = both(*denoiser, options);
   expect_same(host.trace[0].influence, device.trace[0].influence, 1e-5);
   EXPECT_TRUE(at::equal(host.trace[0].position, device.trace[0].position));
   for (const at::Tensor& t : device.tokens) EXPECT_EQ(t.eq(kMask).sum().item<int64_t>(), 0);
@@ -326,13 +340,10 @@ TEST(DeviceLoop, ReadsNothingOnTheHost) {
   std::vector<Case> cases = known();
   for (const Case& c : adaptive()) cases.push_back(c);
   cases.push_back({"boe with factor", boe({})});
-  for (const Case& c : cases) {
-    for (GenerateOptions options : settings()) {
-      SCOPED_TRACE(std::string(c.name) + ", steps " + std::to_string(options.steps));
-      options.policy = c.policy;
-      EXPECT_GT(Unread(Decode(single, sequences(), options)).steps(), 1);
-      EXPECT_GT(Unread(Decode(half, sequences(), options)).steps(), 1);
-    }
+  for (const auto& [name, options] : settings_of(cases)) {
+    SCOPED_TRACE(name);
+    EXPECT_GT(Unread(Decode(single, sequences(), options)).steps(), 1);
+    EXPECT_GT(Unread(Decode(half, sequences(), options)).steps(), 1);
   }
 }
 

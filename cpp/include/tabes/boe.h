@@ -64,6 +64,10 @@ struct BoEOptions {
   int64_t every = 1;       // steer each sequence's every n-th step, from its first
   int64_t min_masked = 0;  // stop steering a sequence with fewer eligible rows than this
 
+  // Whether the score holds an influence, which takes a gradient.
+  bool uses_influence() const { return rule == ScoreRule::product || weight > 0; }
+  InfluenceOptions influence() const;
+
   // The settings of the paper: one gradient at alpha = 1, exact context, most entropic probes.
   static BoEOptions paper();
 };
@@ -94,12 +98,8 @@ class BoE final : public Policy {
   bool wants_waiting() const override { return options_.probes != ProbeRule::candidates; }
   bool wants_context(const std::vector<int64_t>& step) const override;
   const BoEOptions& options() const { return options_; }
-  // Whether the score holds an influence, which takes a gradient.
-  bool uses_influence() const;
 
  private:
-  InfluenceOptions influence_options() const;
-
   BoEOptions options_;
 };
 

@@ -130,7 +130,7 @@ struct DeviceDecision {
   DeviceDecision(at::Tensor scores) : score(std::move(scores)) {}  // NOLINT: as Decision
 
   at::Tensor score;      // [B, K] float64
-  at::Tensor count;      // [B] int64, at most `eligible`; undefined under Pace::quota
+  at::Tensor count;      // [B] int64, as if at most `eligible`; undefined under Pace::quota
   at::Tensor influence;  // [B, K] float64, NaN where it was not computed; undefined: of none
   int64_t forward_rows = 0, backward_rows = 0, head_rows = 0;
 };

@@ -8,9 +8,7 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/where.h>
-#include <ATen/ops/zeros_like.h>
 
-#include <algorithm>
 #include <limits>
 
 #include "batch/rows.h"

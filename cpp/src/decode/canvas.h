@@ -1,6 +1,8 @@
 // One sequence on its way from masks to tokens.
 #pragma once
 
+#include <cmath>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -14,6 +16,21 @@ namespace tabes {
 struct Expectation {
   std::vector<int64_t> positions;  // of its probes
   std::vector<double> entropy;     // of each, in nats
+
+  // By how much the entropies have fallen in all, `entropy_at(position)` being what they are now,
+  // NaN where that is not known; NaN if it is known nowhere.
+  template <typename EntropyAt>
+  double fall(const EntropyAt& entropy_at) const {
+    double sum = 0;
+    bool found = false;
+    for (size_t i = 0; i < positions.size(); ++i) {
+      const double now = entropy_at(positions[i]);
+      if (std::isnan(now)) continue;
+      sum += entropy[i] - now;
+      found = true;
+    }
+    return found ? sum : std::numeric_limits<double>::quiet_NaN();
+  }
 };
 
 // What the model predicts where these positions have been revealed, known from looking ahead.

@@ -92,6 +92,27 @@ bool Decode::unfinished() const {
                      [](const Canvas& c) { return !c.schedule.done(); });
 }
 
+bool Decode::may_freeze() const {
+  const int64_t every = options_.refresh_every;
+  return every != 1 && context_ && (every == 0 || since_full_ < every);
+}
+
+Predicted Decode::in_context(PredictRequest request, const std::optional<RowSet>& active,
+                             const std::function<Predicted(const PredictRequest&)>& run) {
+  if (!active) {
+    context_.reset();
+    since_full_ = 1;
+    Predicted predicted = run(request);
+    context_ = std::move(predicted.context);
+    return predicted;
+  }
+  request.active = &*active;
+  request.context = context_.get();
+  request.keep_context = false;
+  ++since_full_;
+  return run(request);
+}
+
 void Decode::count_rows(const StepRecord& record, GenerateResult& result) {
   result.forward_rows += record.forward_rows;
   result.backward_rows += record.backward_rows;

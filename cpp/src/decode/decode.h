@@ -1,11 +1,13 @@
 // What every decode has, whoever selects the rows: checked arguments, canvases, errors.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "decode/canvas.h"
+#include "decode/predict.h"
 #include "tabes/generate.h"
 
 namespace tabes {
@@ -22,12 +24,22 @@ class Decode {
   bool knows_counts() const { return pace_ == Pace::quota; }
 
  protected:
+  static constexpr const char* kLogitsNaN =
+      "the model's logits are NaN, or infinite at every token";
+  static constexpr const char* kScoreNaN = "the policy's score is NaN";
+
   std::vector<at::Tensor> tokens() const;
   bool unfinished() const;
   // Adds a step's rows to those of the whole decode.
   static void count_rows(const StepRecord& record, GenerateResult& result);
   // Completes the result of a decode whose steps are done.
   void close(GenerateResult& result) const;
+  // Whether the next pass may be frozen in context_: there is one, and it is not to be renewed yet.
+  bool may_freeze() const;
+  // Runs a request as a pass over the `active` rows in context_, or if there are none as a full
+  // one, whose context, if it was asked to keep one, is context_ from then on.
+  Predicted in_context(PredictRequest request, const std::optional<RowSet>& active,
+                       const std::function<Predicted(const PredictRequest&)>& run);
   // What to say if memory runs out in a step.
   std::string out_of_memory(int64_t number) const;
   [[noreturn]] static void not_finite(int64_t number, size_t place, int64_t position,
@@ -40,8 +52,12 @@ class Decode {
   Pace pace_;
   at::Tensor forbidden_;
   std::vector<Canvas> canvases_;
+  std::unique_ptr<Context> context_;  // of the last pass
   int64_t rows_ = 0;
   int64_t steps_ = 0;  // of the longest sequence
+
+ private:
+  int64_t since_full_ = 0;  // passes since the last full one, which counts
 };
 
 }  // namespace tabes

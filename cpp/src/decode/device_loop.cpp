@@ -71,6 +71,9 @@ void DeviceLoop::open() {
   s.before_bounds.columns.assign(n, 0);
   s.before_bounds.block.assign(n, 0);
   number_ = at::zeros({1}, s.tokens.options());
+  if (options_.confidence_eos_eot_inf && !info_.eos_token_ids.empty()) {
+    ends_ = send(info_.eos_token_ids);
+  }
 }
 
 void DeviceLoop::keep_unfinished() {

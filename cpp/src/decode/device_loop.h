@@ -15,7 +15,6 @@
 
 #include "batch/device_select.h"
 #include "decode/decode.h"
-#include "decode/predict.h"
 
 namespace tabes {
 
@@ -112,9 +111,8 @@ class DeviceLoop : protected Decode {
   int64_t bucket_;
   State state_;
   at::Tensor number_;  // [1] of the step, on the device
+  at::Tensor ends_;    // ids of end tokens, if these are revealed last
   std::map<std::vector<int64_t>, Ragged> shapes_;
-  std::unique_ptr<Context> context_;
-  int64_t since_full_ = 0;            // passes since the last full one, which counts
   std::vector<at::Tensor> finished_;  // tokens by place, of sequences left out
 };
 

@@ -1,5 +1,5 @@
 // What a step on the device came to, as the host reads it.
-#include <ATen/ops/empty.h>
+#include <ATen/ops/tensor.h>
 
 #include <algorithm>
 #include <cmath>
@@ -11,12 +11,6 @@ namespace tabes {
 namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-
-at::Tensor reals(const std::vector<double>& values) {
-  at::Tensor t = at::empty({static_cast<int64_t>(values.size())}, at::kDouble);
-  std::copy(values.begin(), values.end(), t.data_ptr<double>());
-  return t;
-}
 
 }  // namespace
 
@@ -41,19 +35,18 @@ bool DeviceLoop::finish(Pending& step, StepRecord* before) {
     record.eligible[c.place] = counts[3 * b + 1];
     TORCH_INTERNAL_ASSERT(counts[3 * b + 1] <= columns, "a bound on eligible rows does not hold");
     Expectation expected;
-    double predicted = 0, fall = 0;
-    bool steered = false, found = false;
+    double predicted = 0;
+    bool steered = false;
     std::vector<double> entropies(c.length(), kNan);
     for (int64_t k = 0; k < columns; ++k) {
       const double* f = value + (static_cast<int64_t>(b) * columns + k) * fields;
       if (f[kValid] == 0) continue;
       const auto at = static_cast<int64_t>(f[kPosition]);
       if (std::isnan(f[kEntropy])) {
-        not_finite(record.step, c.place, at,
-                   "the model's logits are NaN, or infinite at every token");
+        not_finite(record.step, c.place, at, kLogitsNaN);
       }
       if (std::isnan(f[kScore])) {
-        not_finite(record.step, c.place, at, "the policy's score is NaN");
+        not_finite(record.step, c.place, at, kScoreNaN);
       }
       entropies[at] = f[kEntropy];
       if (!std::isnan(f[kInfluence])) {
@@ -75,13 +68,9 @@ bool DeviceLoop::finish(Pending& step, StepRecord* before) {
       influence.push_back(f[kInfluence]);
       by_confidence.push_back(f[kByConfidence] != 0);
     }
-    for (size_t i = 0; i < c.expected.positions.size(); ++i) {
-      const double now = entropies[c.expected.positions[i]];
-      if (std::isnan(now)) continue;
-      fall += c.expected.entropy[i] - now;
-      found = true;
+    if (before) {
+      before->realised_fall[c.place] = c.expected.fall([&](int64_t i) { return entropies[i]; });
     }
-    if (found && before) before->realised_fall[c.place] = fall;
     if (steered) record.predicted_fall[c.place] = predicted;
     c.expected = steered ? std::move(expected) : Expectation{};
     if (pace_ == Pace::adaptive && counts[3 * b + 1] > 0) c.schedule.advance(counts[3 * b + 2]);
@@ -93,10 +82,10 @@ bool DeviceLoop::finish(Pending& step, StepRecord* before) {
   record.sequence = to_tensor(sequence);
   record.position = to_tensor(position);
   record.token = to_tensor(token);
-  record.confidence = reals(confidence);
-  record.entropy = reals(entropy);
-  record.score = reals(score);
-  record.influence = reals(influence);
+  record.confidence = at::tensor(confidence, at::kDouble);
+  record.entropy = at::tensor(entropy, at::kDouble);
+  record.score = at::tensor(score, at::kDouble);
+  record.influence = at::tensor(influence, at::kDouble);
   record.by_confidence = to_tensor({by_confidence.begin(), by_confidence.end()}).to(at::kBool);
   record.remasked_sequence = record.remasked_position = to_tensor({});
   record.model_seconds = kNan;

@@ -96,21 +96,10 @@ Predicted DeviceLoop::look(const Looked& rows, bool keep_context, StepRecord& re
                                      number_.expand({rows.set.count()}).contiguous(), options_.seed,
                                      Stream::token);
   }
-  PredictRequest request{batch, rows.set, nullptr, forbidden_, options_, uniforms, keep_context};
-  if (rows.active) {
-    request.active = &*rows.active;
-    request.context = context_.get();
-    request.keep_context = false;
-    ++since_full_;
-  } else {
-    context_.reset();
-    since_full_ = 1;
-  }
-  Predicted predicted = predict(model_, request);
-  if (!rows.active) context_ = std::move(predicted.context);
   record.forward_rows += rows.active ? rows.active->count() : batch.rows();
   record.head_rows += rows.set.count();
-  return predicted;
+  return in_context({batch, rows.set, nullptr, forbidden_, options_, uniforms, keep_context},
+                    rows.active, [&](const PredictRequest& pass) { return predict(model_, pass); });
 }
 
 DeviceLoop::Pending DeviceLoop::launch(int64_t number, bool pending) {
@@ -125,11 +114,8 @@ DeviceLoop::Pending DeviceLoop::launch(int64_t number, bool pending) {
   Bounds most = bounds(pending);
   const Masks m = masks();
   const std::vector<int64_t> steps(s.size(), number);
-  const int64_t every = options_.refresh_every;
-  const bool keep_context = every != 1 || policy_->wants_context(steps);
-  const bool frozen =
-      keep_context && every != 1 && context_ && !(every > 1 && since_full_ >= every);
-  const Looked rows = looked_at(m, most, frozen);
+  const bool keep_context = options_.refresh_every != 1 || policy_->wants_context(steps);
+  const Looked rows = looked_at(m, most, may_freeze());
   const Predicted seen = look(rows, keep_context, step.record);
   const auto matrix = [&](const at::Tensor& t) {
     return rows.shape.unpack(t.to(at::kDouble), 0.0);
@@ -158,9 +144,7 @@ void DeviceLoop::write(const Masks& m, const Looked& rows, const Predictions& pr
                        const DeviceDecision& decision, Pending& step) {
   State& s = state_;
   at::Tensor last;
-  if (options_.confidence_eos_eot_inf && !info_.eos_token_ids.empty()) {
-    last = at::isin(predictions.token, to_tensor(info_.eos_token_ids, info_.device));
-  }
+  if (ends_.defined()) last = at::isin(predictions.token, ends_);
   const at::Tensor count =
       at::minimum(decision.count.defined() ? decision.count : m.quota, m.eligible);
   const auto best = [&](const at::Tensor& score, const at::Tensor& after) {

@@ -134,7 +134,7 @@ Decision Loop::decide(Step& now) const {
   require(decision.score.dim() == 1 && decision.score.size(0) == n,
           text("policy ", policy_->name(), " gave scores of shape ", decision.score.sizes(),
                " for ", n, " eligible rows"));
-  check_finite(now.record, now.live, now.layout, decision.score, "the policy's score is NaN");
+  check_finite(now.record, now.live, now.layout, decision.score, kScoreNaN);
   const size_t counts = pace_ == Pace::quota ? 0 : now.live.size();
   require(decision.count.size() == counts,
           text("policy ", policy_->name(), " gave ", decision.count.size(), " counts for ", counts,
@@ -153,16 +153,9 @@ Decision Loop::decide(Step& now) const {
 void Loop::realise(const Step& now, StepRecord& before) const {
   const auto& cu = now.layout.batch.cu_seqlens;
   for (size_t b = 0; b < now.live.size(); ++b) {
-    const Expectation& expected = now.live[b]->expected;
-    double fall = 0;
-    int64_t found = 0;
-    for (size_t i = 0; i < expected.positions.size(); ++i) {
-      const double entropy = entropy_at(now, cu[b] + expected.positions[i]);
-      if (std::isnan(entropy)) continue;
-      fall += expected.entropy[i] - entropy;
-      ++found;
-    }
-    if (found > 0) before.realised_fall[now.live[b]->place] = fall;
+    const Canvas& c = *now.live[b];
+    before.realised_fall[c.place] =
+        c.expected.fall([&](int64_t position) { return entropy_at(now, cu[b] + position); });
   }
 }
 

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "decode/decode.h"
-#include "decode/predict.h"
 
 namespace tabes {
 
@@ -59,10 +58,8 @@ class Loop : Decode {
                     const Layout& layout, const at::Tensor& values, const char* what) const;
 
   std::unique_ptr<PolicyState> state_;
-  std::unique_ptr<Context> context_;         // of the last pass
-  std::vector<size_t> context_places_;       // the sequences it is of
+  std::vector<size_t> context_places_;       // the sequences the context is of
   std::vector<int64_t> context_cu_seqlens_;  // and their offsets
-  int64_t since_full_ = 0;                   // passes since the last full one, which counts
 };
 
 }  // namespace tabes

@@ -47,13 +47,11 @@ void Loop::look(Step& now) {
     look_at_new(now);
   }
   now.entropy = now.predicted.predictions.entropy.to(at::kCPU, at::kDouble);
-  check_finite(now.record, now.live, now.layout, now.entropy,
-               "the model's logits are NaN, or infinite at every token");
+  check_finite(now.record, now.live, now.layout, now.entropy, kLogitsNaN);
 }
 
 bool Loop::follow_context(const std::vector<Canvas*>& live) {
-  const int64_t every = options_.refresh_every;
-  if (every == 1 || !context_ || (every > 1 && since_full_ >= every)) return false;
+  if (!may_freeze()) return false;
   std::vector<int64_t> rows;
   size_t next = 0;
   for (const Canvas* c : live) {
@@ -72,20 +70,15 @@ void Loop::look_at_all(Step& now, bool keep_context) {
   const RowSet wanted = layout.waiting.count() > 0
                             ? merged(layout.eligible, layout.waiting, &is_waiting)
                             : layout.eligible;
-  PredictRequest request{layout.batch, wanted, nullptr, forbidden_, options_, {}, keep_context};
-  RowSet active;
+  const PredictRequest request{layout.batch, wanted, nullptr,     forbidden_,
+                               options_,     {},     keep_context};
+  std::optional<RowSet> active;
   if (keep_context && follow_context(now.live)) {
     active = active_rows(now.live, layout.batch, wanted, info_);
-    request.active = &active;
-    request.context = context_.get();
-    request.keep_context = false;
-    ++since_full_;
-  } else {
-    context_.reset();
-    since_full_ = 1;
   }
-  now.predicted = forward(now.live, request, now.record);
-  if (!request.active) context_ = std::move(now.predicted.context);
+  now.predicted = in_context(request, active, [&](const PredictRequest& pass) {
+    return forward(now.live, pass, now.record);
+  });
   context_places_.clear();
   for (Canvas* c : now.live) {
     context_places_.push_back(c->place);

@@ -1,5 +1,6 @@
 // Policies that reveal as many rows as they trust.
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/cumsum.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/where.h>
@@ -38,7 +39,7 @@ class Prefix : public Policy {
   DeviceDecision decide_on_device(const DeviceStep& step) const override {
     DeviceDecision decision;
     decision.score = order(step.predictions);
-    decision.count = at::minimum(take_on_device(step).clamp_min(1), step.eligible);
+    decision.count = take_on_device(step).clamp_min(1);
     return decision;
   }
 
@@ -97,7 +98,9 @@ class EntropyBound final : public Prefix {
   at::Tensor take_on_device(const DeviceStep& step) const override {
     const at::Tensor rising =
         std::get<0>(at::sort(at::where(step.valid, step.predictions.entropy, kInfinity), 1));
-    const at::Tensor before = at::cumsum(rising, 1) - rising;
+    // What comes before each, summed as the host does.
+    const at::Tensor before =
+        at::constant_pad_nd(at::cumsum(rising, 1).narrow(1, 0, rising.size(1) - 1), {1, 0});
     return (before.le(gamma_) & rising.isfinite()).sum(1);
   }
   double gamma_;

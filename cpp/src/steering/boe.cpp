@@ -18,30 +18,14 @@
 #include "steering/surrogate.h"
 
 namespace tabes {
-namespace {
-
-bool has_influence(const BoEOptions& o) {
-  return o.rule == ScoreRule::product || o.weight > 0;
-}
-
-InfluenceOptions options_of(const BoEOptions& o) {
+InfluenceOptions BoEOptions::influence() const {
   InfluenceOptions i;
-  i.alpha = o.alpha;
-  i.tau = o.tau;
-  i.halo = o.halo;
-  i.context = o.context;
-  i.adjoint = o.adjoint;
+  i.alpha = alpha;
+  i.tau = tau;
+  i.halo = halo;
+  i.context = context;
+  i.adjoint = adjoint;
   return i;
-}
-
-}  // namespace
-
-bool BoE::uses_influence() const {
-  return has_influence(options_);
-}
-
-InfluenceOptions BoE::influence_options() const {
-  return options_of(options_);
 }
 
 std::vector<double> minmax(const std::vector<double>& values) {
@@ -92,7 +76,7 @@ BoEOptions BoEOptions::paper() {
 
 BoE::BoE(BoEOptions options) : options_(std::move(options)) {
   const BoEOptions& o = options_;
-  check(options_of(o));
+  check(o.influence());
   const auto require = [](bool ok, const char* what, double value) {
     if (!ok) refuse("BoE: ", what, ", not ", value);
   };
@@ -116,7 +100,7 @@ BoE::BoE(BoEOptions options) : options_(std::move(options)) {
 }
 
 bool BoE::wants_context(const std::vector<int64_t>& step) const {
-  return options_.context == ContextKind::frozen && uses_influence() &&
+  return options_.context == ContextKind::frozen && options_.uses_influence() &&
          std::any_of(step.begin(), step.end(), [&](int64_t s) { return s % options_.every == 0; });
 }
 
@@ -231,7 +215,7 @@ Share share_of(const Step& step, const BoEOptions& o, size_t b) {
   const bool probed = o.probes == ProbeRule::candidates || r < end - begin + waiting;
   share.candidates = largest(step.filter.data(), begin, end, r);
   share.steered =
-      c.step[b] % o.every == 0 && end - begin >= o.min_masked && probed && has_influence(o);
+      c.step[b] % o.every == 0 && end - begin >= o.min_masked && probed && o.uses_influence();
   return share;
 }
 
@@ -267,7 +251,7 @@ void spread_out(const Step& step, const BoEOptions& o, const Share& share,
 // Computes the candidates' influences and counts what they cost.
 void steer(const Step& step, const BoEOptions& o, const Sets& sets, Decision& result) {
   const StepContext& context = step.context;
-  InfluenceOptions options = options_of(o);
+  InfluenceOptions options = o.influence();
   // A model without frozen contexts is steered all the same, at the exact one's cost.
   if (!context.context) options.context = ContextKind::exact;
   options.poll = context.poll;

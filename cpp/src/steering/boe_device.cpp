@@ -94,7 +94,7 @@ void spread_out(const DeviceStep& step, const BoEOptions& o, const Candidates& c
 
 bool BoE::on_device(const Denoiser& model) const {
   const BoEOptions& o = options_;
-  if (!uses_influence()) return true;
+  if (!o.uses_influence()) return true;
   return o.probes == ProbeRule::candidates && o.context == ContextKind::frozen &&
          o.adjoint == AdjointKind::active && o.halo == 0 && !model.info().logit_shift &&
          model.keeps_context();
@@ -119,6 +119,7 @@ DeviceDecision BoE::decide_on_device(const DeviceStep& step) const {
 
   std::vector<int64_t> most, most_steered;
   int64_t most_open = 0;
+  bool asks = false;  // for influence
   for (size_t b = 0; b < step.columns.size(); ++b) {
     // Where there is a choice, the quota is what is revealed.
     const auto quota = static_cast<double>(step.most_quota[b]);
@@ -126,11 +127,11 @@ DeviceDecision BoE::decide_on_device(const DeviceStep& step) const {
     const bool no_choice = o.factor == 0 && bound <= quota;
     most.push_back(no_choice ? 0 : static_cast<int64_t>(bound));
     most_steered.push_back(step.columns[b] < o.min_masked ? 0 : most.back());
+    asks = asks || most_steered.back() > 0;
     most_open = std::max(most_open, step.most_quota[b]);
   }
   const int64_t width = std::max<int64_t>(1, *std::max_element(most.begin(), most.end()));
-  const Ragged shape(most, width, step.row.device()),
-      steered_shape(most_steered, width, step.row.device());
+  const Ragged shape(most, width, step.row.device());
   const at::Tensor filter =
       o.prefilter == Prefilter::margin ? rank_by(p.margin, step.valid) : ranks;
   Candidates candidates;
@@ -143,11 +144,13 @@ DeviceDecision BoE::decide_on_device(const DeviceStep& step) const {
   if (o.factor > 0) result.count = reveals;
   at::Tensor influence = at::full(candidates.column.sizes(), 0.0, p.confidence.options());
   at::Tensor applies = chooses;
-  if (uses_influence() && step.number % o.every == 0 && steered_shape.total() > 0) {
+  if (o.uses_influence() && step.number % o.every == 0 && asks) {
+    const Ragged steered_shape =
+        most_steered == most ? shape : Ragged(most_steered, width, step.row.device());
     const at::Tensor steered = chooses & step.eligible.ge(o.min_masked);
     const at::Tensor real = candidates.is_one & steered.unsqueeze(1);
     const RowSet rows{steered_shape.pack(candidates.of(step.row)), steered_shape.cu()};
-    InfluenceOptions options = influence_options();
+    InfluenceOptions options = o.influence();
     options.poll = step.poll;
     SurrogateRequest request{step.batch, rows, rows, {}, {}, step.forbidden, options, step.context};
     request.real = steered_shape.pack(real);

@@ -54,6 +54,7 @@ void register_generate(py::module_& m) {
       .def_readonly("backward_rows", &GenerateResult::backward_rows)
       .def_readonly("head_rows", &GenerateResult::head_rows)
       .def_readonly("forward_equivalents", &GenerateResult::forward_equivalents)
+      .def_readonly("replayed_passes", &GenerateResult::replayed_passes)
       .def_readonly("seconds", &GenerateResult::seconds);
 
   py::class_<GenerateOptions>(m, "GenerateOptions", "See the C++ header generate.h.")
@@ -73,6 +74,7 @@ void register_generate(py::module_& m) {
       .def_readwrite("sequence_ids", &GenerateOptions::sequence_ids)
       .def_readwrite("forbidden", &GenerateOptions::forbidden)
       .def_readwrite("on_device", &GenerateOptions::on_device)
+      .def_readwrite("cuda_graphs", &GenerateOptions::cuda_graphs)
       .def_readwrite("logits_eos_inf", &GenerateOptions::logits_eos_inf)
       .def_readwrite("confidence_eos_eot_inf", &GenerateOptions::confidence_eos_eot_inf);
 

@@ -40,6 +40,7 @@ function(tabes_add_cuda target)
     ${sources}/rows.cu
     ${sources}/aqa_cuda.cpp
     ${sources}/aqa_stock.cpp
+    ${sources}/graph.cpp
     ${sources}/host.cpp
     ${sources}/rows_cuda.cpp
     ${sources}/stream.cpp)

@@ -383,10 +383,13 @@ class GenerateOptions:
     logits_eos_inf: bool
     confidence_eos_eot_inf: bool
     on_device: bool | None
+    cuda_graphs: bool | None
 
 class GenerateResult:
     @property
     def tokens(self) -> list[torch.Tensor]: ...
+    @property
+    def replayed_passes(self) -> int: ...
     @property
     def trace(self) -> list[StepRecord]: ...
     @property

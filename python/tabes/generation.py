@@ -43,6 +43,7 @@ _CANONICAL = (
     "logits_eos_inf",
     "confidence_eos_eot_inf",
     "on_device",
+    "cuda_graphs",
     "callback",
 )
 # Arguments of other decoders that have no counterpart here, and what to do instead.
@@ -80,6 +81,7 @@ class GenerateOutput:
         forward_rows: token rows that went through the model.
         backward_rows: token rows that went through its adjoint.
         head_rows: token rows that went through the vocabulary projection.
+        replayed_passes: passes that were replayed as CUDA graphs.
     """
 
     tokens: torch.Tensor | list[torch.Tensor]
@@ -91,6 +93,7 @@ class GenerateOutput:
     forward_rows: int
     backward_rows: int
     head_rows: int
+    replayed_passes: int
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as lists, dicts and numbers for ``json.dumps``; NaN and infinity as None."""
@@ -103,6 +106,7 @@ class GenerateOutput:
             "forward_rows": self.forward_rows,
             "backward_rows": self.backward_rows,
             "head_rows": self.head_rows,
+            "replayed_passes": self.replayed_passes,
             "seconds": self.seconds,
             "trace": [_record_to_dict(record) for record in self.trace],
         }
@@ -159,6 +163,7 @@ def generate(
     logits_eos_inf: bool = False,
     confidence_eos_eot_inf: bool = False,
     on_device: bool | None = None,
+    cuda_graphs: bool | None = None,
     callback: Callback | None = None,
     **aliases: Any,
 ) -> GenerateOutput:
@@ -194,6 +199,10 @@ def generate(
             so that a GPU never waits for it; under policies that choose how many to reveal this
             costs rows. Not with a callback, guidance, Python policies, or policies that look ahead,
             mask again or remember. None: on a GPU, where it can be and changes nothing.
+        cuda_graphs: True: forward passes and gradients are recorded as CUDA graphs when a shape
+            comes back, in this call or a later one, and replayed from then on, which costs memory
+            and, where positions are chosen on the device, rows (multiples of 32 are computed). For
+            models from `tabes.load` on a GPU. None: where positions are chosen on a GPU.
         callback: called after every step with its record and the B sequences [L_b] as they stand;
             return False to stop.
         **aliases: names other decoders use: ``max_new_tokens`` (gen_length), ``block_size``
@@ -230,6 +239,7 @@ def generate(
     options.logits_eos_inf = flag(logits_eos_inf, "logits_eos_inf")
     options.confidence_eos_eot_inf = flag(confidence_eos_eot_inf, "confidence_eos_eot_inf")
     options.on_device = None if on_device is None else flag(on_device, "on_device")
+    options.cuda_graphs = None if cuda_graphs is None else flag(cuda_graphs, "cuda_graphs")
     if callback is not None and not callable(callback):
         raise InputError(f"callback is a {type(callback).__name__}, which cannot be called")
 
@@ -246,6 +256,7 @@ def generate(
         forward_rows=result.forward_rows,
         backward_rows=result.backward_rows,
         head_rows=result.head_rows,
+        replayed_passes=result.replayed_passes,
     )
 
 

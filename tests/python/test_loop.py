@@ -135,6 +135,13 @@ def test_a_decode_that_needs_the_host_says_so(demo_model: tabes.Model) -> None:
         tabes.generate(demo_model, [MASK] * 8, on_device="cuda")
 
 
+def test_graphs_are_for_a_gpu(demo_model: tabes.Model) -> None:
+    with pytest.raises(tabes.InputError, match=r"cuda_graphs=true, .* 'llada' on cpu"):
+        tabes.generate(demo_model, [MASK] * 8, cuda_graphs=True)
+    plain = tabes.generate(demo_model, [MASK] * 8, cuda_graphs=False)
+    assert plain.replayed_passes == 0
+
+
 def guided(model: tabes.Model, prompt: torch.Tensor, scale: float) -> torch.Tensor:
     """One guided step that reveals every mask."""
     conditional = model.logits(prompt[None])[0].double()

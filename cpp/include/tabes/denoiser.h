@@ -88,6 +88,8 @@ struct EntropyGradient {
   int64_t head_rows = 0;      // rows through the vocabulary projection
 };
 
+class ReplayedDenoiser;
+
 // A frozen model that predicts every position from all the others. Implementations are immutable
 // after construction: all const members may be called from several threads at once.
 class Denoiser {
@@ -123,6 +125,22 @@ class Denoiser {
   // The gradient of the probes' summed entropy by the candidates' input embeddings. Models need not
   // have it; without it InputError says that influence and BoE steering are not to be had.
   virtual EntropyGradient entropy_gradient(const GradientRequest& request) const;
+
+  // Whether replayed() is there for this model on its device.
+  virtual bool is_replayable() const { return false; }
+
+  // The same model, which must outlive it, with passes that are recorded (CUDA graphs) when a shape
+  // comes back and replayed from then on. What was recorded stays with the model for the next one;
+  // there is one at a time. Null while somebody has it.
+  virtual std::unique_ptr<ReplayedDenoiser> replayed() const;
+};
+
+// For one thread, with the device's current stream as it was when replayed() gave it.
+class ReplayedDenoiser : public Denoiser {
+ public:
+  virtual int64_t replays() const = 0;  // passes replayed since it was given
+  // Drops what was recorded, and its memory, if no context that a pass has kept lies there.
+  virtual void forget() = 0;
 };
 
 }  // namespace tabes

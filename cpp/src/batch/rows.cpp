@@ -2,10 +2,10 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 
+#include "batch/uploads.h"
 #include "messages.h"
 
 namespace tabes {
@@ -38,35 +38,19 @@ std::vector<HostTokens> checked_tokens(const ModelInfo& info,
   return result;
 }
 
-namespace {
-
-// Room on the host for numbers bound for a device, which then takes them without a wait.
-at::Tensor host_numbers(int64_t count, at::Device device) {
-  return at::empty({count}, at::TensorOptions().dtype(at::kLong).pinned_memory(device.is_cuda()));
-}
-
-at::Tensor send(const at::Tensor& host, at::Device device) {
-  return device.is_cpu() ? host : host.to(device, /*non_blocking=*/true);
-}
-
-}  // namespace
-
 at::Tensor to_tensor(const std::vector<int64_t>& values, at::Device device) {
-  const at::Tensor t = host_numbers(static_cast<int64_t>(values.size()), device);
-  std::copy(values.begin(), values.end(), t.data_ptr<int64_t>());
-  return send(t, device);
+  return upload(values, at::kLong, device);
 }
 
 PackedBatch pack(const std::vector<const HostTokens*>& sequences, at::Device device) {
   PackedBatch batch;
   batch.cu_seqlens = {0};
+  HostTokens tokens;
   for (const HostTokens* s : sequences) {
-    batch.cu_seqlens.push_back(batch.cu_seqlens.back() + static_cast<int64_t>(s->size()));
+    tokens.insert(tokens.end(), s->begin(), s->end());
+    batch.cu_seqlens.push_back(static_cast<int64_t>(tokens.size()));
   }
-  const at::Tensor tokens = host_numbers(batch.rows(), device);
-  int64_t* out = tokens.data_ptr<int64_t>();
-  for (const HostTokens* s : sequences) out = std::copy(s->begin(), s->end(), out);
-  batch.tokens = send(tokens, device);
+  batch.tokens = to_tensor(tokens, device);
   return batch;
 }
 

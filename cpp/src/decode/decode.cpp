@@ -46,11 +46,11 @@ std::vector<int64_t> all_forbidden(const GenerateOptions& options, const ModelIn
 
 Decode::Decode(const Denoiser& model, const std::vector<at::Tensor>& sequences,
                const GenerateOptions& options)
-    : model_(model),
-      info_(model.info()),
+    : info_(model.info()),
       options_(options),
       policy_(options.policy ? options.policy : make_policy("confidence")),
-      pace_(policy_->pace()) {
+      pace_(policy_->pace()),
+      model_(model) {
   std::vector<HostTokens> given = checked_tokens(info_, sequences);
   check(options, given.size());
   forbidden_ = to_tensor(all_forbidden(options, info_), info_.device);
@@ -87,6 +87,10 @@ std::string Decode::bound_to_host() const {
   return {};
 }
 
+void Decode::replay_passes() {
+  replayed_ = model_.replayed();
+}
+
 bool Decode::unfinished() const {
   return std::any_of(canvases_.begin(), canvases_.end(),
                      [](const Canvas& c) { return !c.schedule.done(); });
@@ -121,6 +125,7 @@ void Decode::count_rows(const StepRecord& record, GenerateResult& result) {
 
 void Decode::close(GenerateResult& result) const {
   result.tokens = tokens();
+  if (replayed_) result.replayed_passes = replayed_->replays();
   result.forward_equivalents =
       static_cast<double>(result.forward_rows + result.backward_rows) / rows_;
 }

@@ -4,10 +4,12 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "decode/canvas.h"
 #include "decode/predict.h"
+#include "out_of_memory.h"
 #include "tabes/generate.h"
 
 namespace tabes {
@@ -22,6 +24,9 @@ class Decode {
   std::string bound_to_host() const;
   // Whether the host knows beforehand how many rows every step reveals.
   bool knows_counts() const { return pace_ == Pace::quota; }
+  // From now on passes are recorded and replayed, unless another decode is at that.
+  void replay_passes();
+  bool replays_passes() const { return replayed_ != nullptr; }
 
  protected:
   static constexpr const char* kLogitsNaN =
@@ -40,23 +45,37 @@ class Decode {
   // one, whose context, if it was asked to keep one, is context_ from then on.
   Predicted in_context(PredictRequest request, const std::optional<RowSet>& active,
                        const std::function<Predicted(const PredictRequest&)>& run);
-  // What to say if memory runs out in a step.
-  std::string out_of_memory(int64_t number) const;
+  // What `work`, a step's, returns. If memory runs out, DeviceError with advice, and what was
+  // recorded is dropped, so that the model can be used.
+  template <typename Work>
+  auto within_step(int64_t number, Work&& work) {
+    return within_memory(std::forward<Work>(work), [&] {
+      context_.reset();
+      if (replayed_) replayed_->forget();
+      return out_of_memory(number);
+    });
+  }
   [[noreturn]] static void not_finite(int64_t number, size_t place, int64_t position,
                                       const char* what);
 
-  const Denoiser& model_;
+  const Denoiser& model() const { return replayed_ ? *replayed_ : model_; }
+
   const ModelInfo& info_;
   const GenerateOptions& options_;
   std::shared_ptr<const Policy> policy_;
   Pace pace_;
   at::Tensor forbidden_;
   std::vector<Canvas> canvases_;
+  std::unique_ptr<ReplayedDenoiser> replayed_;
   std::unique_ptr<Context> context_;  // of the last pass
   int64_t rows_ = 0;
   int64_t steps_ = 0;  // of the longest sequence
 
  private:
+  // What to say if memory runs out in a step.
+  std::string out_of_memory(int64_t number) const;
+
+  const Denoiser& model_;
   int64_t since_full_ = 0;  // passes since the last full one, which counts
 };
 

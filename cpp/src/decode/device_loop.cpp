@@ -6,8 +6,6 @@
 
 #include <algorithm>
 
-#include "out_of_memory.h"
-
 namespace tabes {
 namespace {
 
@@ -136,21 +134,18 @@ GenerateResult DeviceLoop::run() {
     }
     pending.reset();
   };
-  const auto within = [&](int64_t number, const auto& work) {
-    return within_memory(work, [&] { return out_of_memory(number); });
-  };
   open();
   for (int64_t number = 0; unfinished(); ++number) {
     if (options_.poll) options_.poll();
     keep_unfinished();
-    Pending step = within(number, [&] { return launch(number, pending.has_value()); });
+    Pending step = within_step(number, [&] { return launch(number, pending.has_value()); });
     if (pace_ == Pace::quota) {
       for (Canvas* c : state_.live) c->schedule.advance(c->schedule.quota());
     }
-    if (pending) within(number, read);
+    if (pending) within_step(number, read);
     pending = std::move(step);
   }
-  if (pending) within(steps_, read);
+  if (pending) within_step(steps_, read);
   keep_unfinished();
   for (Canvas& c : canvases_) {
     const at::Tensor own = finished_[c.place].to(at::kCPU);

@@ -99,7 +99,8 @@ Predicted DeviceLoop::look(const Looked& rows, bool keep_context, StepRecord& re
   record.forward_rows += rows.active ? rows.active->count() : batch.rows();
   record.head_rows += rows.set.count();
   return in_context({batch, rows.set, nullptr, forbidden_, options_, uniforms, keep_context},
-                    rows.active, [&](const PredictRequest& pass) { return predict(model_, pass); });
+                    rows.active,
+                    [&](const PredictRequest& pass) { return predict(model(), pass); });
 }
 
 DeviceLoop::Pending DeviceLoop::launch(int64_t number, bool pending) {
@@ -125,7 +126,7 @@ DeviceLoop::Pending DeviceLoop::launch(int64_t number, bool pending) {
                                 matrix(flat.max_prob), matrix(flat.margin), matrix(flat.entropy)};
   const PackedBatch batch{s.tokens, s.cu_seqlens};
   const DeviceDecision decision =
-      policy_->decide_on_device({model_,       batch,          rows.row,      rows.position,
+      policy_->decide_on_device({model(),      batch,          rows.row,      rows.position,
                                  rows.valid,   predictions,    seen.features, rows.shape.places(),
                                  forbidden_,   context_.get(), m.eligible,    m.quota,
                                  s.sequence,   s.first,        number_,       s.steps,

@@ -10,6 +10,14 @@
 #include "plain_dispatch.h"
 
 namespace tabes {
+namespace {
+
+// Rows a sequence are rounded up to this, so that few shapes are recorded. Passes over fewer rows
+// than about 240 take the time in which the weights are read, however many rows there are.
+constexpr int64_t kReplayBucket = 32;
+
+}  // namespace
+
 GenerateResult generate(const Denoiser& model, const std::vector<at::Tensor>& sequences,
                         const GenerateOptions& options) {
   Decode decode(model, sequences, options);
@@ -18,9 +26,20 @@ GenerateResult generate(const Denoiser& model, const std::vector<at::Tensor>& se
     refuse("rows cannot be selected on the device: ", why_not);
   }
   // Bounds in the place of numbers cost rows, which are dearer than a wait for the host.
-  const bool worth = model.info().device.is_cuda() && why_not.empty() && decode.knows_counts();
-  if (options.on_device.value_or(worth)) return DeviceLoop(std::move(decode)).run();
-  return Loop(std::move(decode)).run();
+  const bool is_cuda = model.info().device.is_cuda();
+  const bool on_device =
+      options.on_device.value_or(is_cuda && why_not.empty() && decode.knows_counts());
+  const bool replays = options.cuda_graphs.value_or(is_cuda && on_device);
+  if (replays && model.is_replayable()) {
+    decode.replay_passes();
+  } else if (options.cuda_graphs.value_or(false)) {
+    refuse("cuda_graphs=true, but this model ('", model.info().family, "' on ", model.info().device,
+           ") has no passes that can be recorded; load a native model with "
+           "device=\"cuda\", or leave cuda_graphs out");
+  }
+  if (!on_device) return Loop(std::move(decode)).run();
+  const int64_t bucket = decode.replays_passes() ? kReplayBucket : 1;
+  return DeviceLoop(std::move(decode), bucket).run();
 }
 
 at::Tensor with_masks(const Denoiser& model, const at::Tensor& prompt, int64_t gen_length) {

@@ -13,7 +13,6 @@
 #include "batch/forbidden.h"
 #include "batch/select.h"
 #include "messages.h"
-#include "out_of_memory.h"
 
 namespace tabes {
 namespace {
@@ -39,8 +38,7 @@ GenerateResult Loop::run() {
   const auto start = Clock::now();
   for (int64_t number = 0; unfinished(); ++number) {
     StepRecord* before = number ? &result.trace.back() : nullptr;
-    result.trace.push_back(
-        within_memory([&] { return step(number, before); }, [&] { return out_of_memory(number); }));
+    result.trace.push_back(within_step(number, [&] { return step(number, before); }));
     count_rows(result.trace.back(), result);
     if (options_.callback && !options_.callback(result.trace.back(), tokens())) {
       result.finished = !unfinished();
@@ -102,7 +100,7 @@ Decision Loop::decide(Step& now) const {
   const at::Tensor revealed_confidence = at::tensor(confidence, at::kDouble);
   const std::function<std::vector<Predictions>(const std::vector<Ahead>&)> look_ahead =
       [&](const std::vector<Ahead>& wanted) { return this->look_ahead(now, wanted); };
-  const StepContext context{model_,
+  const StepContext context{model(),
                             now.layout.batch,
                             now.layout.eligible,
                             now.predicted.predictions,

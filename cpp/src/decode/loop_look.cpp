@@ -166,7 +166,7 @@ Predicted Loop::forward(const std::vector<Canvas*>& canvases, PredictRequest req
         to_tensor(steps, info_.device), options_.seed, Stream::token);
   }
   const auto start = std::chrono::steady_clock::now();
-  Predicted predicted = predict(model_, request);
+  Predicted predicted = predict(model(), request);
   record.model_seconds +=
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   record.forward_rows += request.active ? request.active->count() : passes * batch.rows();

@@ -15,4 +15,8 @@ EntropyGradient Denoiser::entropy_gradient(const GradientRequest&) const {
          "need; use another policy");
 }
 
+std::unique_ptr<ReplayedDenoiser> Denoiser::replayed() const {
+  return nullptr;
+}
+
 }  // namespace tabes

@@ -1,6 +1,7 @@
 #include "model/transformer.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/layer_norm.h>
 #include <ATen/ops/searchsorted.h>
@@ -75,8 +76,12 @@ at::Tensor Transformer::apply(size_t index, const at::Tensor& x, const Pass& pas
   if (cos_.defined()) ops::rope_(qkv, c.num_heads + c.num_kv_heads, cos_, sin_, pass.positions);
   at::Tensor q = qkv.narrow(1, 0, q_width()), residual = x;
   at::Tensor kv = qkv.narrow(1, q_width(), 2 * kv_width());
-  // Kept where it is: a copy would cost more time than the queries beside it cost memory.
-  if (pass.keep) pass.keep->kv.push_back(kv);
+  if (pass.keep && index < pass.keep->kv.size()) {
+    pass.keep->kv[index].copy_(kv);
+  } else if (pass.keep) {
+    // Left where it is: a copy would cost more time than the queries beside it cost memory.
+    pass.keep->kv.push_back(kv);
+  }
   if (pass.frozen) {
     pass.frozen->kv[index].index_copy_(0, pass.rows, kv);
     kv = pass.frozen->kv[index].narrow(0, 0, pass.cu_seqlens.back());
@@ -127,20 +132,31 @@ at::Tensor Transformer::trunk(at::Tensor x, const Pass& pass, const Poll& poll) 
   return x;
 }
 
-at::Tensor Transformer::encode(const PackedBatch& batch, const RowSet& rows, const Poll& poll,
-                               std::unique_ptr<Context>* kept) const {
+at::Tensor Transformer::encode_into(const PackedBatch& batch, const RowSet& rows, const Poll& poll,
+                                    FrozenContext* keep) const {
   const PlainDispatch plain;
   check_lengths(batch);
   Pass pass{positions_of(batch.cu_seqlens, info_.device), batch.cu_seqlens, batch.cu_seqlens,
             outputs_for(batch, rows)};
-  std::unique_ptr<FrozenContext> context;
-  if (kept) {
-    context = std::make_unique<FrozenContext>();
-    pass.keep = context.get();
-  }
-  at::Tensor x = features(embed(batch.tokens, pass.positions), pass, poll);
-  if (kept) *kept = std::move(context);
+  pass.keep = keep;
+  return features(embed(batch.tokens, pass.positions), pass, poll);
+}
+
+at::Tensor Transformer::encode(const PackedBatch& batch, const RowSet& rows, const Poll& poll,
+                               std::unique_ptr<Context>* kept) const {
+  if (!kept) return encode_into(batch, rows, poll, nullptr);
+  auto context = std::make_unique<FrozenContext>();
+  at::Tensor x = encode_into(batch, rows, poll, context.get());
+  *kept = std::move(context);
   return x;
+}
+
+FrozenContext Transformer::empty_context(int64_t rows) const {
+  FrozenContext context;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    context.kv.push_back(at::empty({rows, 2 * kv_width()}, tokens_.options()));
+  }
+  return context;
 }
 
 at::Tensor Transformer::encode_active(const PackedBatch& batch, const RowSet& active,

@@ -28,8 +28,12 @@ struct Layer {
 // Keys (rotated) and values of every row, [R, 2 * kv_width] a layer.
 struct FrozenContext final : Context {
   std::vector<at::Tensor> kv;
+  // Where `kv` is memory that replayed passes work on: theirs alone while this is held.
+  std::shared_ptr<const void> fixed;
+
   void select(const at::Tensor& rows) override {
     for (at::Tensor& t : kv) t = t.index_select(0, rows);
+    fixed.reset();
   }
 };
 
@@ -54,6 +58,7 @@ struct Pass {
   // Frozen context: where the S rows' keys and values are written, and which rows they are.
   FrozenContext* frozen = nullptr;
   at::Tensor rows = {};
+  // Where the keys and values are kept: in the memory it has, if it has any.
   FrozenContext* keep = nullptr;
   // Filled if given, for these of the S rows (undefined: all of them).
   std::vector<LayerTape>* tape = nullptr;
@@ -70,6 +75,11 @@ at::Tensor places(const at::Tensor& all, const at::Tensor& rows);
 // The position of every row in its sequence, [R].
 at::Tensor positions_of(const std::vector<int64_t>& cu_seqlens, at::Device device);
 
+// The rows that a gradient's passes compute.
+void count_rows(const GradientRequest& request, EntropyGradient& result);
+
+struct TransformerReplay;
+
 class Transformer : public Denoiser {
  public:
   Transformer(const TransformerConfig& config, WeightSource& weights, at::Device device,
@@ -84,6 +94,14 @@ class Transformer : public Denoiser {
                            Context& context, const Poll& poll) const override;
   at::Tensor project(const at::Tensor& features) const override;
   EntropyGradient entropy_gradient(const GradientRequest& request) const override;
+  bool is_replayable() const override { return replay_ != nullptr; }
+  std::unique_ptr<ReplayedDenoiser> replayed() const override;
+
+  // encode() whose context, if one is given, is written into `keep`.
+  at::Tensor encode_into(const PackedBatch& batch, const RowSet& rows, const Poll& poll,
+                         FrozenContext* keep) const;
+  // Room for the context of this many rows.
+  FrozenContext empty_context(int64_t rows) const;
 
  private:
   // Reads the weights of one model part after another.
@@ -131,6 +149,7 @@ class Transformer : public Denoiser {
   NormLayer embed_norm_, final_norm_, head_norm_;
   std::vector<Layer> layers_;
   Linear head_dense_, head_;
+  std::shared_ptr<TransformerReplay> replay_;  // null where nothing records
 };
 
 }  // namespace tabes

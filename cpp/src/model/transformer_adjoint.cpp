@@ -167,6 +167,12 @@ at::Tensor Transformer::head_adjoint(const at::Tensor& x, const GradientRequest&
   return config_.final_norm ? final_norm_.adjoint(grad, x) : grad;
 }
 
+void count_rows(const GradientRequest& request, EntropyGradient& result) {
+  result.backward_rows = request.active.count();
+  result.forward_rows = request.frozen ? result.backward_rows : request.batch.rows();
+  result.head_rows = request.probes.count();
+}
+
 EntropyGradient Transformer::entropy_gradient(const GradientRequest& request) const {
   const PlainDispatch plain;
   const PackedBatch& batch = request.batch;
@@ -211,9 +217,7 @@ EntropyGradient Transformer::entropy_gradient(const GradientRequest& request) co
   for (size_t i = 0; i < before.size(); ++i) frozen->kv[i].index_copy_(0, active, before[i]);
   if (config_.embedding_norm) grad = embed_norm_.adjoint(grad, embedded);
   result.gradient = grad.to(ops::accumulate_type(info_.dtype)) / adjoint_scale(info_.dtype);
-  result.forward_rows = frozen ? request.active.count() : batch.rows();
-  result.backward_rows = request.active.count();
-  result.head_rows = request.probes.count();
+  count_rows(request, result);
   return result;
 }
 

@@ -12,7 +12,7 @@
 
 #include "messages.h"
 #include "model/precision.h"
-#include "model/transformer.h"
+#include "model/replayed_transformer.h"
 #include "ops/call.h"
 #include "plain_dispatch.h"
 #include "tabes/error.h"
@@ -179,6 +179,9 @@ Transformer::Transformer(const TransformerConfig& config, WeightSource& weights,
   info_.logit_shift = c.logit_shift;
   info_.device = tokens_.device();
   info_.dtype = dtype;
+  if (recorder_for(info_.device.type())) {
+    replay_ = std::make_shared<TransformerReplay>(info_.device);
+  }
 }
 
 std::shared_ptr<const Denoiser> make_transformer(const TransformerConfig& config,

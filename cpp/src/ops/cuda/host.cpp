@@ -1,7 +1,6 @@
 #include "ops/cuda/host.h"
 
-#include <ATen/ops/empty.h>
-
+#include "batch/uploads.h"
 #include "messages.h"
 #include "ops/cuda/device_info.h"
 
@@ -29,20 +28,9 @@ gpu::Number number_of(const at::Tensor& t, const char* op) {
 
 at::Tensor offsets_on(at::Device device, at::ScalarType type,
                       std::initializer_list<at::IntArrayRef> rows) {
-  const int64_t columns = static_cast<int64_t>(rows.begin()->size());
-  at::Tensor host = at::empty({static_cast<int64_t>(rows.size()), columns},
-                              at::TensorOptions().dtype(type).pinned_memory(device.is_cuda()));
-  int64_t at = 0;
-  for (at::IntArrayRef row : rows) {
-    for (int64_t offset : row) {
-      if (type == at::kInt) {
-        host.data_ptr<int32_t>()[at++] = static_cast<int32_t>(offset);
-      } else {
-        host.data_ptr<int64_t>()[at++] = offset;
-      }
-    }
-  }
-  return host.to(device, /*non_blocking=*/true);
+  std::vector<int64_t> all;
+  for (at::IntArrayRef row : rows) all.insert(all.end(), row.begin(), row.end());
+  return upload(all, type, device).view({static_cast<int64_t>(rows.size()), -1});
 }
 
 }  // namespace tabes::ops

@@ -16,8 +16,8 @@ namespace tabes {
 inline bool is_out_of_memory(const c10::Error& error) {
   if (dynamic_cast<const c10::OutOfMemoryError*>(&error)) return true;
   const std::string_view said = error.what_without_backtrace();
-  return said.find("allocate memory") != std::string_view::npos ||
-         said.find("out of memory") != std::string_view::npos;
+  const auto has = [&](std::string_view part) { return said.find(part) != std::string_view::npos; };
+  return has("allocate memory") || has("out of memory") || has("STATUS_ALLOC_FAILED");
 }
 
 // What `work` returns; if memory runs out meanwhile, DeviceError with the text of `say`.

@@ -152,7 +152,10 @@ TEST_P(CudaOps, AttentionAdjoint) {
   const at::Tensor k = kv.narrow(1, 0, groups * d).unflatten(1, {groups, d});
   const at::Tensor v = kv.narrow(1, groups * d, groups * d).unflatten(1, {groups, d});
   const at::Tensor q = random({75, heads * d + 3}).narrow(1, 0, heads * d).unflatten(1, {heads, d});
-  const at::Tensor grad = random({75, heads * d}), bias = random({75, 72});
+  // Gradients without gaps that start in the middle of 16 bytes.
+  const at::Tensor grad =
+      random({75 * heads * d + 1}).narrow(0, 1, 75 * heads * d).view({75, heads * d});
+  const at::Tensor bias = random({75, 72});
   // The forward pass at the queries, written out.
   at::Tensor out = at::empty({75, heads * d}, q.options());
   at::Tensor lse = at::empty({75, heads});

@@ -154,6 +154,10 @@ uint32_t shuffle(uint32_t value, int lane) {
 }
 
 void copy_async(void* to, const void* from, bool valid) {
+  // The device faults here, and its context with it.
+  if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) {
+    throw std::logic_error("an asynchronous copy of 16 bytes is not aligned to them");
+  }
   const Copy copy{to, from, valid};
   if (!running->schedule.late_copies) land(copy);
   running->now->open.push_back(copy);

@@ -3,7 +3,7 @@ spills to limits. Needs nvcc, no GPU and no PyTorch.
 
     python tests/gpu/compile.py [--arch sm_90 ...] [--json FILE]
 
-Without nvcc it says "skipped: no nvcc" and succeeds; with TABES_REQUIRE_CUDA=1 that is a failure.
+Without nvcc it says "skipped: no nvcc" and succeeds; with TABES_REQUIRE_NVCC=1 that is a failure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,16 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 SPILLS = {"AqaQueries": 64, "AqaKeys": 64, "Sample": 32}
 # Registers a thread: what a block's threads may share out of the 65,536 of a multiprocessor, and
 # for the kernels of rows, which wait for memory, that at least 1,024 threads are under way.
-REGISTERS = {"AqaQueries": 255, "AqaKeys": 255}
+# The adjoint's, by the first pattern that fits: what decides is how many of its blocks a
+# multiprocessor holds at once. A thread has no more than 255.
+REGISTERS = (
+    (r"AqaQueries<float", 128),
+    (r"AqaKeys<float", 168),
+    (r"AqaQueries<\w+, \d+, false>", 168),
+    (r"AqaQueries<\w+, (32|64|96), true>", 184),
+    (r"AqaKeys<\w+, (32|64|96)>", 248),
+    (r"AqaQueries|AqaKeys", 255),
+)
 DEFAULT_SPILLS, DEFAULT_REGISTERS = 0, 64
 
 
@@ -44,9 +53,9 @@ class Kernel:
     spilled: int
 
     def excess(self) -> str | None:
-        plain = self.name.split("<")[0]
-        spills = SPILLS.get(plain, DEFAULT_SPILLS)
-        registers = REGISTERS.get(plain, DEFAULT_REGISTERS)
+        spills = SPILLS.get(self.name.split("<")[0], DEFAULT_SPILLS)
+        fitting = (most for pattern, most in REGISTERS if re.match(pattern, self.name))
+        registers = next(fitting, DEFAULT_REGISTERS)
         if self.spilled > spills:
             return f"{self.name} on {self.architecture} spills {self.spilled} bytes, limit {spills}"
         if self.registers > registers:
@@ -143,7 +152,7 @@ def main() -> int:
     nvcc = find_nvcc()
     if nvcc is None:
         print("skipped: no nvcc (neither CUDACXX nor PATH has one)")
-        return int(os.environ.get("TABES_REQUIRE_CUDA") == "1")
+        return int(os.environ.get("TABES_REQUIRE_NVCC") == "1")
     architectures = tuple(args.arch)
     kernels = compile_all(nvcc, architectures)
     print(table(kernels, architectures))

@@ -33,14 +33,16 @@ def test_limits_are_held_to() -> None:
     assert "takes 255 registers, limit 64" in (first.excess() or "")
     first.name = "AqaKeys<Half, 128>"
     assert first.excess() is None
+    first.name = "AqaKeys<Half, 64>"
+    assert "takes 255 registers, limit 248" in (first.excess() or "")
 
 
 def test_without_nvcc_it_says_so() -> None:
     script = [sys.executable, str(Path(kernels.__file__))]
-    env = {"PATH": "", "TABES_REQUIRE_CUDA": "0"}
+    env = {"PATH": "", "TABES_REQUIRE_NVCC": "0"}
     done = subprocess.run(script, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("skipped: no nvcc")
-    env["TABES_REQUIRE_CUDA"] = "1"
+    env["TABES_REQUIRE_NVCC"] = "1"
     assert subprocess.run(script, env=env, capture_output=True, check=False).returncode == 1
 
 
@@ -48,7 +50,7 @@ def test_every_kernel_compiles_within_limits() -> None:
     nvcc = kernels.find_nvcc()
     if nvcc is None:
         reason = "no nvcc (neither CUDACXX nor PATH has one)"
-        if os.environ.get("TABES_REQUIRE_CUDA") == "1":
+        if os.environ.get("TABES_REQUIRE_NVCC") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
     found = kernels.compile_all(nvcc)

@@ -49,7 +49,7 @@ struct Influence {
 // list a sequence; a position may be both, and its own entropy is then in the sum. Throws
 // InputError if a list is empty, holds a position twice, out of range or not masked, if an option
 // is out of range, or for a frozen context with a model that has none; NumericsError if the model
-// computes NaN.
+// computes NaN; DeviceError if memory runs out.
 Influence influence(const Denoiser& model, const std::vector<at::Tensor>& sequences,
                     const std::vector<std::vector<int64_t>>& candidates,
                     const std::vector<std::vector<int64_t>>& probes,

@@ -19,6 +19,7 @@
 #include "checkpoint/tensor_read.h"
 #include "checkpoint/tensor_store.h"
 #include "messages.h"
+#include "model/device.h"
 #include "out_of_memory.h"
 #include "tabes/checkpoint.h"
 #include "tabes/error.h"
@@ -66,15 +67,6 @@ class FileWeights final : public WeightSource {
   const std::string& folder_;
   uint64_t done_ = 0, trimmed_ = 0;
 };
-
-void check_device(const at::Device& device) {
-  if (device.is_cuda() && !at::hasCUDA()) {
-    throw DeviceError(
-        "device cuda is not available: either no CUDA GPU is visible, or this build of tabes has "
-        "no "
-        "CUDA support (rebuild with -DTABES_CUDA=ON against a CUDA build of torch)");
-  }
-}
 
 void check_folder(const std::string& folder) {
   struct stat info{};

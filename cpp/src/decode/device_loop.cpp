@@ -134,11 +134,13 @@ GenerateResult DeviceLoop::run() {
     }
     pending.reset();
   };
-  open();
+  within_step(0, [&] { open(); });
   for (int64_t number = 0; unfinished(); ++number) {
     if (options_.poll) options_.poll();
-    keep_unfinished();
-    Pending step = within_step(number, [&] { return launch(number, pending.has_value()); });
+    Pending step = within_step(number, [&] {
+      keep_unfinished();
+      return launch(number, pending.has_value());
+    });
     if (pace_ == Pace::quota) {
       for (Canvas* c : state_.live) c->schedule.advance(c->schedule.quota());
     }

@@ -7,6 +7,7 @@
 #include "decode/device_loop.h"
 #include "decode/loop.h"
 #include "messages.h"
+#include "out_of_memory.h"
 #include "plain_dispatch.h"
 
 namespace tabes {
@@ -60,9 +61,16 @@ at::Tensor logits(const Denoiser& model, const std::vector<at::Tensor>& sequence
   const std::vector<HostTokens> tokens = checked_tokens(model.info(), sequences);
   std::vector<const HostTokens*> pointers;
   for (const HostTokens& t : tokens) pointers.push_back(&t);
-  const PackedBatch batch = pack(pointers, model.info().device);
-  const at::Tensor out = model.project(model.encode(batch, all_rows(batch)));
-  return out.scalar_type() == at::kDouble ? out : out.to(at::kFloat);
+  return within_memory(
+      [&] {
+        const PackedBatch batch = pack(pointers, model.info().device);
+        const at::Tensor out = model.project(model.encode(batch, all_rows(batch)));
+        return out.scalar_type() == at::kDouble ? out : out.to(at::kFloat);
+      },
+      [&] {
+        return text("out of memory on ", model.info().device, " for the logits of ", tokens.size(),
+                    " sequences: pass fewer at a time, or shorter ones");
+      });
 }
 
 }  // namespace tabes

@@ -8,14 +8,12 @@
 
 #include <algorithm>
 
+#include "batch/pieces.h"
 #include "ops/ops.h"
 #include "plain_dispatch.h"
 
 namespace tabes {
 namespace {
-
-// Memory the logits of one piece of rows may take.
-constexpr int64_t kLogitBytes = int64_t{256} << 20;
 
 // The batch followed by its unguided twin, so that guidance is one forward pass over both.
 PackedBatch joined(const PackedBatch& a, const PackedBatch& b) {
@@ -47,9 +45,7 @@ Predicted predict(const Denoiser& model, const PredictRequest& request) {
           ? model.encode(joined(request.batch, *request.unguided),
                          joined(request.rows, request.batch.rows()), options.poll, kept)
           : model.encode(request.batch, request.rows, options.poll, kept);
-  const int64_t bytes_per_row =
-      model.info().vocab_size * static_cast<int64_t>(features.element_size());
-  const int64_t piece = std::max<int64_t>(1, kLogitBytes / bytes_per_row);
+  const int64_t piece = rows_at_once(model.info().vocab_size, features.element_size());
 
   std::vector<at::Tensor> parts[5];
   for (int64_t from = 0; from < n; from += piece) {

@@ -10,20 +10,16 @@
 #include <limits>
 #include <map>
 
+#include "batch/pieces.h"
 #include "batch/rows.h"
 #include "messages.h"
+#include "model/device.h"
 #include "model/precision.h"
 #include "ops/call.h"
 #include "ops/ops.h"
 #include "plain_dispatch.h"
 
 namespace tabes {
-namespace {
-
-// Memory the logits of one call may take; beyond it a group of sequences is cut into several.
-constexpr int64_t kLogitBytes = int64_t{256} << 20;
-
-}  // namespace
 
 struct ModuleDenoiser::Group {
   int64_t length;
@@ -75,10 +71,7 @@ ModuleDenoiser::ModuleDenoiser(ModelInfo info, const at::Tensor& embedding_table
                            "; models are float32 or bfloat16, float16 on a GPU, or float64 for ",
                            "verification"));
   }
-  if (!embedding_table.is_cpu() && !embedding_table.is_cuda()) {
-    throw DeviceError(text("the embedding table is on ", embedding_table.device(),
-                           "; models run on \"cpu\" or \"cuda\""));
-  }
+  check_device(embedding_table.device());
   table_ = embedding_table.is_inference() ? embedding_table.clone() : embedding_table.detach();
   info_.vocab_size = table_.size(0);
   info_.hidden_size = table_.size(1);

@@ -133,9 +133,10 @@ class Transformer : public Denoiser {
   at::Tensor activation_adjoint(const at::Tensor& grad, const at::Tensor& up) const;
   void qk_norm_adjoint(const Layer& layer, const at::Tensor& grad, const at::Tensor& qk) const;
   // From the gradient of the layer's output at `out` rows to that of its input at `in` rows, all
-  // of them among the active ones.
+  // of them among the active ones. `positions` [R]: of all rows.
   at::Tensor adjoint(size_t index, const LayerTape& tape, at::Tensor grad, const RowSet& out,
-                     const RowSet& in, const GradientRequest& request) const;
+                     const RowSet& in, const GradientRequest& request,
+                     const at::Tensor& positions) const;
   // Entropies of the predictions made from `x`, the trunk's output at the probes, into `entropy`,
   // and the gradient of their weighted sum by x.
   at::Tensor head_adjoint(const at::Tensor& x, const GradientRequest& request,

@@ -17,6 +17,7 @@
 #include <cmath>
 #include <limits>
 
+#include "batch/pieces.h"
 #include "model/precision.h"
 #include "model/transformer.h"
 #include "ops/call.h"
@@ -25,12 +26,6 @@
 #include "tabes/error.h"
 
 namespace tabes {
-namespace {
-
-// Memory the logits of one piece of probes may take.
-constexpr int64_t kLogitBytes = int64_t{256} << 20;
-
-}  // namespace
 
 at::Tensor NormLayer::adjoint(const at::Tensor& grad, const at::Tensor& x) const {
   if (kind == Norm::rms) return ops::rms_norm_backward(grad, x, weight, eps);
@@ -66,8 +61,8 @@ void Transformer::qk_norm_adjoint(const Layer& layer, const at::Tensor& grad,
 }
 
 at::Tensor Transformer::adjoint(size_t index, const LayerTape& tape, at::Tensor grad,
-                                const RowSet& out, const RowSet& in,
-                                const GradientRequest& request) const {
+                                const RowSet& out, const RowSet& in, const GradientRequest& request,
+                                const at::Tensor& positions) const {
   const TransformerConfig& c = config_;
   const Layer& layer = layers_[index];
   const RowSet& active = request.active;
@@ -120,9 +115,8 @@ at::Tensor Transformer::adjoint(size_t index, const LayerTape& tape, at::Tensor 
   qkv.narrow(1, q_width(), kv_width()).copy_(d.dk.flatten(1));
   qkv.narrow(1, q_width() + kv_width(), kv_width()).copy_(d.dv.flatten(1));
   if (cos_.defined()) {
-    const at::Tensor positions =
-        positions_of(request.batch.cu_seqlens, info_.device).index_select(0, in.rows);
-    ops::rope_(qkv, c.num_heads + c.num_kv_heads, cos_, sin_, positions, /*inverse=*/true);
+    ops::rope_(qkv, c.num_heads + c.num_kv_heads, cos_, sin_, positions.index_select(0, in.rows),
+               /*inverse=*/true);
   }
   if (c.qk_norm) qk_norm_adjoint(layer, qkv, at_in(tape.qk));
   grad = at_in(at_active(grad));
@@ -147,8 +141,7 @@ at::Tensor Transformer::head_adjoint(const at::Tensor& x, const GradientRequest&
       (request.weight.defined() ? request.weight.to(real) : at::ones({n}, real));
   entropy = at::empty({n}, real);
   at::Tensor grad = at::empty_like(features);
-  const int64_t bytes = info_.vocab_size * static_cast<int64_t>(x.element_size());
-  const int64_t piece = std::max<int64_t>(1, kLogitBytes / bytes);
+  const int64_t piece = rows_at_once(info_.vocab_size, x.element_size());
   for (int64_t from = 0; from < n; from += piece) {
     if (request.poll) request.poll();
     const int64_t count = std::min(piece, n - from);
@@ -211,7 +204,7 @@ EntropyGradient Transformer::entropy_gradient(const GradientRequest& request) co
     if (request.poll) request.poll();
     const bool last = i + 1 == layers_.size();
     grad = adjoint(i, tape[i], grad, last ? outputs : request.active,
-                   i == 0 ? request.candidates : request.active, request);
+                   i == 0 ? request.candidates : request.active, request, positions);
     tape[i] = {};
   }
   for (size_t i = 0; i < before.size(); ++i) frozen->kv[i].index_copy_(0, active, before[i]);

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "messages.h"
+#include "model/device.h"
 #include "model/precision.h"
 #include "model/replayed_transformer.h"
 #include "ops/call.h"
@@ -191,14 +192,7 @@ std::shared_ptr<const Denoiser> make_transformer(const TransformerConfig& config
     throw DeviceError(text("dtype ", dtype, " is not supported on ", device,
                            "; use float32 or bfloat16, or float16 on a GPU"));
   }
-  if (device.is_cuda() && !at::hasCUDA()) {
-    throw DeviceError(
-        "this build of tabes has no CUDA support; rebuild it against a CUDA build of PyTorch with "
-        "-DTABES_CUDA=ON, or use device=\"cpu\"");
-  }
-  if (!device.is_cpu() && !device.is_cuda()) {
-    throw DeviceError("device " + device.str() + " is not supported; use \"cpu\" or \"cuda\"");
-  }
+  check_device(device);
   check(config);
   const PlainDispatch plain;
   return std::make_shared<const Transformer>(config, weights, device, dtype, prepack);

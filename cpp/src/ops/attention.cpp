@@ -12,13 +12,18 @@
 namespace tabes::ops {
 namespace {
 
+// FlashAttention-2 by name.
+bool has_flash(const at::Tensor& q) {
+  return (q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kHalf) && q.size(3) % 8 == 0 &&
+         q.size(3) <= 256;
+}
+
 // On a GPU, out [b, H, n, d] with its log-sum-exp [b, H, n]; undefined where no kernel gives both.
 KeptAttention attend_kept(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                           double scale) {
-  if (q.is_cpu() || q.scalar_type() == at::kDouble || q.size(3) % 8 != 0 || q.size(3) > 256) {
-    return {};
-  }
+  if (q.is_cpu() || q.scalar_type() == at::kDouble || q.size(3) % 8 != 0) return {};
   if (q.scalar_type() != at::kFloat) {
+    if (!has_flash(q)) return {};
     const auto result = at::_scaled_dot_product_flash_attention(q, k, v, 0.0, false, false, scale);
     return {std::get<0>(result), std::get<1>(result)};
   }
@@ -39,6 +44,12 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                   const std::optional<at::Tensor>& bias) {
   const bool grouped = q.size(1) != k.size(1);
   if (!q.is_cpu()) {
+    // For fewer queries than keys, whose number changes from step to step, not PyTorch's choice: on
+    // recent GPUs it takes cuDNN, which builds a plan for every new shape (20 ms and more).
+    if (!bias && has_flash(q) && q.size(2) != k.size(2)) {
+      return std::get<0>(
+          at::_scaled_dot_product_flash_attention(q, k, v, 0.0, false, false, scale));
+    }
     return at::scaled_dot_product_attention(q, k, v, bias, 0.0, false, scale, grouped);
   }
   if (q.scalar_type() != at::kBFloat16 || bias) {

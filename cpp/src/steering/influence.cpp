@@ -13,6 +13,7 @@
 #include "batch/rows.h"
 #include "messages.h"
 #include "ops/ops.h"
+#include "out_of_memory.h"
 #include "plain_dispatch.h"
 #include "steering/surrogate.h"
 
@@ -116,12 +117,9 @@ at::Tensor entropies(const Denoiser& model, const at::Tensor& features,
   return ops::row_statistics(logits).entropy.to(at::kCPU, at::kDouble);
 }
 
-}  // namespace
-
-Influence influence(const Denoiser& model, const std::vector<at::Tensor>& sequences,
-                    const std::vector<std::vector<int64_t>>& candidates,
-                    const std::vector<std::vector<int64_t>>& probes,
-                    const InfluenceOptions& options) {
+Influence scored(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+                 const std::vector<std::vector<int64_t>>& candidates,
+                 const std::vector<std::vector<int64_t>>& probes, const InfluenceOptions& options) {
   const PlainDispatch plain;
   check(options);
   const Question q(model, sequences, candidates, probes, options.forbidden, false);
@@ -145,10 +143,10 @@ Influence influence(const Denoiser& model, const std::vector<at::Tensor>& sequen
   return result;
 }
 
-OneStepFall one_step_fall(const Denoiser& model, const std::vector<at::Tensor>& sequences,
-                          const std::vector<std::vector<int64_t>>& candidates,
-                          const std::vector<std::vector<int64_t>>& probes,
-                          const std::vector<int64_t>& forbidden, const Poll& poll) {
+OneStepFall measured(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+                     const std::vector<std::vector<int64_t>>& candidates,
+                     const std::vector<std::vector<int64_t>>& probes,
+                     const std::vector<int64_t>& forbidden, const Poll& poll) {
   const PlainDispatch plain;
   const Question q(model, sequences, candidates, probes, forbidden, true);
   const at::Device device = model.info().device;
@@ -190,6 +188,32 @@ OneStepFall one_step_fall(const Denoiser& model, const std::vector<at::Tensor>& 
   }
   result.fall = as_given(fall, q.candidates, candidates);
   return result;
+}
+
+template <typename Work>
+auto within(const Denoiser& model, size_t sequences, Work&& work) {
+  return within_memory(std::forward<Work>(work), [&] {
+    return text("out of memory on ", model.info().device, " for the influence of ", sequences,
+                " sequences: pass fewer at a time, shorter ones, or fewer probes");
+  });
+}
+
+}  // namespace
+
+Influence influence(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+                    const std::vector<std::vector<int64_t>>& candidates,
+                    const std::vector<std::vector<int64_t>>& probes,
+                    const InfluenceOptions& options) {
+  return within(model, sequences.size(),
+                [&] { return scored(model, sequences, candidates, probes, options); });
+}
+
+OneStepFall one_step_fall(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+                          const std::vector<std::vector<int64_t>>& candidates,
+                          const std::vector<std::vector<int64_t>>& probes,
+                          const std::vector<int64_t>& forbidden, const Poll& poll) {
+  return within(model, sequences.size(),
+                [&] { return measured(model, sequences, candidates, probes, forbidden, poll); });
 }
 
 }  // namespace tabes

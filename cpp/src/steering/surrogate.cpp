@@ -10,14 +10,13 @@
 #include <cmath>
 #include <limits>
 
+#include "batch/pieces.h"
 #include "batch/rows.h"
 #include "messages.h"
 #include "plain_dispatch.h"
 
 namespace tabes {
 namespace {
-
-constexpr int64_t kLogitBytes = int64_t{256} << 20;
 
 std::vector<int64_t> host(const at::Tensor& t) {
   const at::Tensor c = t.to(at::kCPU);
@@ -30,8 +29,7 @@ at::Tensor directions(const Denoiser& model, const SurrogateRequest& request) {
   const at::Tensor mask = table.narrow(0, model.info().mask_token_id, 1);
   if (request.tokens.defined()) return table.index_select(0, request.tokens) - mask;
   const int64_t n = request.candidates.count();
-  const int64_t bytes = model.info().vocab_size * static_cast<int64_t>(sizeof(float));
-  const int64_t piece = std::max<int64_t>(1, kLogitBytes / bytes);
+  const int64_t piece = rows_at_once(model.info().vocab_size, sizeof(float));
   const double tau = request.options.tau;
   std::vector<at::Tensor> parts;
   for (int64_t from = 0; from < n; from += piece) {

@@ -54,7 +54,20 @@ inline std::vector<Case> known() {
   sparse.every = 2;
   sparse.prefilter = Prefilter::margin;
   sparse.min_masked = 4;
-  return {{"confidence", make_policy("confidence")},
+  BoEOptions nearest = without_factor(), random = without_factor(), dense = without_factor();
+  nearest.probes = ProbeRule::nearest;
+  nearest.rho = 0.3;
+  random.probes = ProbeRule::random;
+  random.rho = 0.1;
+  random.context = ContextKind::exact;
+  dense.probes = ProbeRule::least_entropic;
+  dense.adjoint = AdjointKind::dense;
+  dense.alpha = {0.3, 0.7};
+  return {{"boe nearest", boe(nearest)},
+          {"boe random", boe(random)},
+          {"boe dense", boe(dense)},
+          {"boe_paper", make_policy("boe_paper")},
+          {"confidence", make_policy("confidence")},
           {"margin", make_policy("margin")},
           {"entropy", make_policy("entropy")},
           {"random", make_policy("random")},
@@ -96,11 +109,13 @@ struct Setting {
   GenerateOptions options;
 };
 
-// Every policy in every setting.
+// Every policy in every setting in which the device can select.
 inline std::vector<Setting> settings_of(const std::vector<Case>& cases) {
   std::vector<Setting> all;
   for (const Case& c : cases) {
     for (GenerateOptions options : settings()) {
+      // Then probes may be in later blocks.
+      if (options.block_length && c.policy->wants_waiting()) continue;
       options.policy = c.policy;
       all.push_back({std::string(c.name) + ", steps " + std::to_string(options.steps), options});
     }

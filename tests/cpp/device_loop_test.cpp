@@ -118,7 +118,12 @@ TEST(DeviceLoop, SaysWhyItCannotBe) {
                     };
                   }),
                   "callback"));
-  for (const char* name : {"klass", "remdm_cap", "lookum", "boe_paper"}) {
+  EXPECT_TRUE(has(refusal([](GenerateOptions& o) {
+                    o.policy = make_policy("boe_paper");
+                    o.block_length = 6;
+                  }),
+                  "later blocks"));
+  for (const char* name : {"klass", "remdm_cap", "lookum"}) {
     EXPECT_TRUE(has(refusal([&](GenerateOptions& o) { o.policy = make_policy(name); }), "host"))
         << name;
   }

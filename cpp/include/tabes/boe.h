@@ -90,8 +90,8 @@ class BoE final : public Policy {
 
   std::string name() const override { return "boe"; }
   Decision decide(const StepContext& context) const override;
-  // Where influence is asked for: candidates as probes, a frozen context without halo, the active
-  // adjoint, and a model whose logits are not shifted.
+  // Where influence is asked for: without a halo, in a native model whose logits are not shifted,
+  // and with probes other than the candidates only at factor 0.
   bool on_device(const Denoiser& model) const override;
   DeviceDecision decide_on_device(const DeviceStep& step) const override;
   Pace pace() const override { return options_.factor > 0 ? Pace::adaptive : Pace::quota; }

@@ -112,12 +112,13 @@ struct DeviceStep {
   at::Tensor features, place;   // [n, F] and [B, K] int64: of which of its rows each entry is
   const at::Tensor& forbidden;  // as in StepContext
   Context* context;
-  at::Tensor eligible, quota;           // [B] int64: valid entries; masks to reveal
-  at::Tensor sequence, first;           // [B] int64, as in StepContext
-  at::Tensor step;                      // [1] int64, the same for all sequences
-  at::Tensor steps;                     // [B] int64
-  int64_t number;                       // `step`, known to the host
-  const std::vector<int64_t>& columns;  // [B]
+  at::Tensor eligible, quota;                 // [B] int64: valid entries; masks to reveal
+  at::Tensor sequence, first;                 // [B] int64, as in StepContext
+  at::Tensor step;                            // [1] int64, the same for all sequences
+  at::Tensor steps;                           // [B] int64
+  int64_t number;                             // `step`, known to the host
+  const std::vector<int64_t>& columns;        // [B]
+  const std::vector<int64_t>& most_eligible;  // [B]: of these, at most so many are eligible
   // The quotas are at most these, if no step revealed fewer rows than its quota.
   const std::vector<int64_t>& most_quota;  // [B]
   uint64_t seed;
@@ -132,6 +133,7 @@ struct DeviceDecision {
   at::Tensor score;      // [B, K] float64
   at::Tensor count;      // [B] int64, as if at most `eligible`; undefined under Pace::quota
   at::Tensor influence;  // [B, K] float64, NaN where it was not computed; undefined: of none
+  at::Tensor probe;      // [B, K] bool: whose entropy it is on; undefined: those that have it
   int64_t forward_rows = 0, backward_rows = 0, head_rows = 0;
 };
 

@@ -81,6 +81,12 @@ std::string Decode::bound_to_host() const {
   if (pace_ == Pace::timed || !policy_->on_device(model_)) {
     return text("policy ", policy_->name(), " with these settings and this model needs the host");
   }
+  const bool in_blocks = std::any_of(canvases_.begin(), canvases_.end(), [](const Canvas& c) {
+    return c.schedule.blocks().size() > 1;
+  });
+  if (in_blocks && policy_->wants_waiting()) {
+    return text("policy ", policy_->name(), " looks at later blocks, which the host finds");
+  }
   if (options_.refresh_every != 1 && info_.logit_shift) {
     return "frozen steps of a model whose logits are shifted need the host";
   }

@@ -32,10 +32,11 @@ class DeviceLoop : protected Decode {
  protected:
   // What the host knows of a step before it runs, by sequence: exactly, or at most.
   struct Bounds {
-    std::vector<int64_t> columns;  // eligible rows
-    std::vector<int64_t> quota;    // rows to be revealed
-    std::vector<int64_t> active;   // rows of a frozen pass
-    std::vector<size_t> block;     // as known
+    std::vector<int64_t> eligible;  // eligible rows
+    std::vector<int64_t> columns;   // the same, rounded up to buckets
+    std::vector<int64_t> quota;     // rows to be revealed
+    std::vector<int64_t> active;    // rows of a frozen pass
+    std::vector<size_t> block;      // as known
   };
   // The sequences that may have masks left, on the device.
   struct State {
@@ -76,6 +77,7 @@ class DeviceLoop : protected Decode {
     kEntropy,
     kScore,
     kInfluence,
+    kProbe,
     kByConfidence
   };
   // A step that the device may still be at.

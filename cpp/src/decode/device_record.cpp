@@ -49,8 +49,8 @@ bool DeviceLoop::finish(Pending& step, StepRecord* before) {
         not_finite(record.step, c.place, at, kScoreNaN);
       }
       entropies[at] = f[kEntropy];
-      if (!std::isnan(f[kInfluence])) {
-        ++scored;
+      if (!std::isnan(f[kInfluence])) ++scored;
+      if (f[kProbe] != 0) {
         expected.positions.push_back(at);
         expected.entropy.push_back(f[kEntropy]);
       }

@@ -29,6 +29,7 @@ DeviceLoop::Bounds DeviceLoop::bounds(bool pending) const {
     const Canvas& c = *state_.live[b];
     const Schedule& schedule = c.schedule;
     const int64_t most = behind ? schedule.most_eligible(pending) : schedule.eligible();
+    result.eligible.push_back(most);
     const int64_t rounded = (std::max<int64_t>(1, most) + bucket_ - 1) / bucket_ * bucket_;
     result.columns.push_back(std::min(rounded, c.length()));
     result.quota.push_back(behind ? schedule.most_quota() : schedule.quota());
@@ -126,12 +127,12 @@ DeviceLoop::Pending DeviceLoop::launch(int64_t number, bool pending) {
                                 matrix(flat.max_prob), matrix(flat.margin), matrix(flat.entropy)};
   const PackedBatch batch{s.tokens, s.cu_seqlens};
   const DeviceDecision decision =
-      policy_->decide_on_device({model(),      batch,          rows.row,      rows.position,
-                                 rows.valid,   predictions,    seen.features, rows.shape.places(),
-                                 forbidden_,   context_.get(), m.eligible,    m.quota,
-                                 s.sequence,   s.first,        number_,       s.steps,
-                                 number,       most.columns,   most.quota,    options_.seed,
-                                 options_.poll});
+      policy_->decide_on_device({model(),       batch,          rows.row,      rows.position,
+                                 rows.valid,    predictions,    seen.features, rows.shape.places(),
+                                 forbidden_,    context_.get(), m.eligible,    m.quota,
+                                 s.sequence,    s.first,        number_,       s.steps,
+                                 number,        most.columns,   most.eligible, most.quota,
+                                 options_.seed, options_.poll});
   step.record.forward_rows += decision.forward_rows;
   step.record.backward_rows += decision.backward_rows;
   step.record.head_rows += decision.head_rows;
@@ -165,12 +166,13 @@ void DeviceLoop::write(const Masks& m, const Looked& rows, const Predictions& pr
   const at::Tensor influence = decision.influence.defined()
                                    ? decision.influence
                                    : at::full(chosen.sizes(), kNan, decision.score.options());
+  const at::Tensor probe = decision.probe.defined() ? decision.probe : influence.eq(influence);
   const auto real = [](const at::Tensor& t) { return t.to(at::kDouble); };
   // In the order of Field.
-  step.rows = at::stack(
-      {real(rows.position), real(rows.valid), real(chosen), real(predictions.token),
-       predictions.confidence, predictions.entropy, decision.score, influence, real(by_confidence)},
-      2);
+  step.rows = at::stack({real(rows.position), real(rows.valid), real(chosen),
+                         real(predictions.token), predictions.confidence, predictions.entropy,
+                         decision.score, influence, real(probe), real(by_confidence)},
+                        2);
   step.sequences = at::stack({m.masked.sum(1), m.eligible, count}, 1);
 }
 

@@ -263,6 +263,7 @@ void steer(const Step& step, const BoEOptions& o, const Sets& sets, Decision& re
       o.probes == ProbeRule::candidates ? candidates : row_set(sets.probes, sets.cu_probes, device);
   SurrogateRequest request{context.batch,     candidates, probes,         {}, {},
                            context.forbidden, options,    context.context};
+  request.disjoint = o.probes != ProbeRule::candidates;
   const at::Tensor chosen = to_tensor(sets.candidates, context.features.device());
   if (o.draft == DraftKind::token) {
     request.tokens = context.predictions.token.index_select(0, chosen);

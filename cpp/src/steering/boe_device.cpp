@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -10,8 +11,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "batch/device_select.h"
+#include "ops/ops.h"
 #include "steering/surrogate.h"
 #include "tabes/boe.h"
 
@@ -90,14 +93,70 @@ void spread_out(const DeviceStep& step, const BoEOptions& o, const Candidates& c
   }
 }
 
+// Probes beside the candidates, as these: columns, and which of them only fill up the number.
+struct Probes {
+  Ragged shape;
+  at::Tensor column, is_one;  // [B, P]
+};
+
+// How early each entry becomes a probe; [B, K].
+at::Tensor probe_rank(const DeviceStep& step, const BoEOptions& o, const Candidates& candidates) {
+  switch (o.probes) {
+    case ProbeRule::candidates:
+      break;
+    case ProbeRule::least_entropic:
+      return -step.predictions.entropy;
+    case ProbeRule::most_entropic:
+      return step.predictions.entropy;
+    case ProbeRule::random: {
+      const auto flat = [&](const at::Tensor& t) {
+        return t.expand_as(step.position).contiguous().view(-1);
+      };
+      return ops::counter_uniforms(flat(step.sequence.unsqueeze(1)), flat(step.position),
+                                   flat(step.step), step.seed, Stream::probe)
+          .view_as(step.position);
+    }
+    case ProbeRule::nearest: {
+      const auto far = std::numeric_limits<int64_t>::max();
+      const at::Tensor distance =
+          (step.position.unsqueeze(2) - candidates.of(step.position).unsqueeze(1)).abs();
+      return at::where(candidates.is_one.unsqueeze(1), distance, far).amin(2).neg().to(at::kDouble);
+    }
+  }
+  TORCH_INTERNAL_ASSERT(false, "no rule that ranks rows");
+}
+
+// Beside candidates that are as many as can be, `most` of each sequence.
+Probes probes_beside(const DeviceStep& step, const BoEOptions& o, const Candidates& candidates,
+                     const std::vector<int64_t>& most) {
+  std::vector<int64_t> counts;
+  for (size_t b = 0; b < most.size(); ++b) {
+    const int64_t length = step.batch.cu_seqlens[b + 1] - step.batch.cu_seqlens[b];
+    const auto wanted = static_cast<int64_t>(std::ceil(o.rho * static_cast<double>(length)));
+    counts.push_back(most[b] == 0 ? 0 : std::min(wanted, step.most_eligible[b] - most[b]));
+  }
+  const int64_t width = std::max<int64_t>(1, *std::max_element(counts.begin(), counts.end()));
+  Probes probes{Ragged(counts, width, step.row.device()), {}, {}};
+  const at::Tensor none = at::zeros_like(step.valid);
+  const at::Tensor is_candidate = candidates.into(none, candidates.column.lt(step.row.size(1)),
+                                                  at::ones_like(candidates.is_one));
+  const at::Tensor rest = step.valid & is_candidate.bitwise_not();
+  const at::Tensor rank = rank_by(probe_rank(step, o, candidates), rest);
+  // Where rows are too few others fill up the number, but never candidates.
+  probes.column = leading(at::where(is_candidate, rank + step.row.size(1), rank), probes.shape);
+  probes.is_one =
+      rest.gather(1, probes.column.clamp_max(step.row.size(1) - 1)) & probes.shape.inside();
+  return probes;
+}
+
 }  // namespace
 
 bool BoE::on_device(const Denoiser& model) const {
   const BoEOptions& o = options_;
   if (!o.uses_influence()) return true;
-  return o.probes == ProbeRule::candidates && o.context == ContextKind::frozen &&
-         o.adjoint == AdjointKind::active && o.halo == 0 && !model.info().logit_shift &&
-         model.keeps_context();
+  // How many rows `factor` leaves over is not known beforehand, so neither is which are probes.
+  return (o.probes == ProbeRule::candidates || o.factor == 0) && o.halo == 0 &&
+         !model.info().logit_shift && model.keeps_context();
 }
 
 DeviceDecision BoE::decide_on_device(const DeviceStep& step) const {
@@ -120,13 +179,14 @@ DeviceDecision BoE::decide_on_device(const DeviceStep& step) const {
   std::vector<int64_t> most, most_steered;
   int64_t most_open = 0;
   bool asks = false;  // for influence
-  for (size_t b = 0; b < step.columns.size(); ++b) {
+  for (size_t b = 0; b < step.most_eligible.size(); ++b) {
     // Where there is a choice, the quota is what is revealed.
     const auto quota = static_cast<double>(step.most_quota[b]);
-    const double bound = std::min(static_cast<double>(step.columns[b]), asked(quota));
+    const double bound = std::min(static_cast<double>(step.most_eligible[b]), asked(quota));
     const bool no_choice = o.factor == 0 && bound <= quota;
     most.push_back(no_choice ? 0 : static_cast<int64_t>(bound));
-    most_steered.push_back(step.columns[b] < o.min_masked ? 0 : most.back());
+    const bool probed = o.probes == ProbeRule::candidates || most.back() < step.most_eligible[b];
+    most_steered.push_back(step.most_eligible[b] < o.min_masked || !probed ? 0 : most.back());
     asks = asks || most_steered.back() > 0;
     most_open = std::max(most_open, step.most_quota[b]);
   }
@@ -147,13 +207,31 @@ DeviceDecision BoE::decide_on_device(const DeviceStep& step) const {
   if (o.uses_influence() && step.number % o.every == 0 && asks) {
     const Ragged steered_shape =
         most_steered == most ? shape : Ragged(most_steered, width, step.row.device());
-    const at::Tensor steered = chooses & step.eligible.ge(o.min_masked);
-    const at::Tensor real = candidates.is_one & steered.unsqueeze(1);
+    at::Tensor steered = chooses & step.eligible.ge(o.min_masked);
     const RowSet rows{steered_shape.pack(candidates.of(step.row)), steered_shape.cu()};
+    std::optional<Probes> apart;
+    RowSet probes = rows;
+    if (o.probes != ProbeRule::candidates) {
+      apart = probes_beside(step, o, candidates, most_steered);
+      const at::Tensor row = step.row.gather(1, apart->column.clamp_max(step.row.size(1) - 1));
+      probes = {apart->shape.pack(row), apart->shape.cu()};
+      steered = steered & wanted.lt(step.eligible);  // some row is left to be a probe
+    }
+    const at::Tensor real = candidates.is_one & steered.unsqueeze(1);
     InfluenceOptions options = o.influence();
     options.poll = step.poll;
-    SurrogateRequest request{step.batch, rows, rows, {}, {}, step.forbidden, options, step.context};
-    request.real = steered_shape.pack(real);
+    SurrogateRequest request{step.batch, rows,           probes,  {},
+                             {},         step.forbidden, options, step.context};
+    request.real = request.real_probes = steered_shape.pack(real);
+    if (apart) {
+      const at::Tensor is_one = apart->is_one & steered.unsqueeze(1);
+      request.real_probes = apart->shape.pack(is_one);
+      request.disjoint = true;
+      result.probe =
+          at::zeros({step.row.size(0), step.row.size(1) + apart->shape.width()}, is_one.options())
+              .scatter_(1, apart->column, is_one)
+              .narrow(1, 0, step.row.size(1));
+    }
     if (o.draft == DraftKind::token) {
       request.tokens = steered_shape.pack(candidates.of(p.token));
     } else {

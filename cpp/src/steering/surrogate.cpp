@@ -5,6 +5,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/softmax.h>
+#include <ATen/ops/sort.h>
 
 #include <algorithm>
 #include <cmath>
@@ -47,20 +48,29 @@ at::Tensor directions(const Denoiser& model, const SurrogateRequest& request) {
   return parts.size() == 1 ? parts[0] : at::cat(parts);
 }
 
+// Two sets without a common row as one.
+RowSet joined(const RowSet& a, const RowSet& b) {
+  // Sequences follow one another, so that sorting by row sorts by sequence first.
+  RowSet both{std::get<0>(at::sort(at::cat({a.rows, b.rows}))), a.cu_rows};
+  for (size_t i = 0; i < both.cu_rows.size(); ++i) both.cu_rows[i] += b.cu_rows[i];
+  return both;
+}
+
 // Candidates, probes and what must or shall stay active around them, or all rows.
 RowSet active_rows(const Denoiser& model, const SurrogateRequest& request) {
   const PackedBatch& batch = request.batch;
   const InfluenceOptions& o = request.options;
-  if (request.probes.rows.is_same(request.candidates.rows) && o.adjoint == AdjointKind::active &&
-      o.halo == 0 && !model.info().logit_shift) {
-    return request.candidates;
+  if (o.adjoint == AdjointKind::dense) return all_rows(batch);
+  if (o.halo == 0 && !model.info().logit_shift) {
+    if (request.probes.rows.is_same(request.candidates.rows)) return request.candidates;
+    if (request.disjoint) return joined(request.candidates, request.probes);
   }
   const std::vector<int64_t> candidates = host(request.candidates.rows);
   const std::vector<int64_t> probes = host(request.probes.rows);
   std::vector<int64_t> rows, cu{0};
   for (int64_t b = 0; b < batch.size(); ++b) {
     const int64_t begin = batch.cu_seqlens[b], length = batch.cu_seqlens[b + 1] - begin;
-    std::vector<char> is_active(length, o.adjoint == AdjointKind::dense);
+    std::vector<char> is_active(length, 0);
     const auto mark = [&](int64_t row, int64_t before) {
       const int64_t at = row - begin, halo = std::min(o.halo, length);
       const int64_t last = std::min(length - 1, at + halo);
@@ -89,11 +99,9 @@ struct Part {
 
 Part steered_part(const SurrogateRequest& request, at::Device device) {
   std::vector<at::Tensor> tokens;
-  std::vector<int64_t> candidates = host(request.candidates.rows),
-                       probes = host(request.probes.rows);
-  std::vector<int64_t> cu_c{0}, cu_p{0};
+  std::vector<int64_t> moved_c, moved_p;  // how far each row moves
   Part part;
-  part.batch.cu_seqlens = {0};
+  part.batch.cu_seqlens = part.candidates.cu_rows = part.probes.cu_rows = {0};
   for (int64_t b = 0; b < request.batch.size(); ++b) {
     const auto& cu = request.candidates.cu_rows;
     if (cu[b] == cu[b + 1]) continue;
@@ -101,18 +109,23 @@ Part steered_part(const SurrogateRequest& request, at::Device device) {
     const int64_t length = request.batch.cu_seqlens[b + 1] - from;
     tokens.push_back(request.batch.tokens.narrow(0, from, length));
     const int64_t shift = part.batch.cu_seqlens.back() - from;
-    const auto move = [&](std::vector<int64_t>& rows, const std::vector<int64_t>& offsets,
-                          std::vector<int64_t>& moved) {
-      for (int64_t i = offsets[b]; i < offsets[b + 1]; ++i) rows[i] += shift;
-      moved.push_back(offsets[b + 1]);
+    const auto move = [&](const std::vector<int64_t>& offsets, std::vector<int64_t>& moved,
+                          std::vector<int64_t>& cu_rows) {
+      moved.insert(moved.end(), offsets[b + 1] - offsets[b], shift);
+      cu_rows.push_back(offsets[b + 1]);
     };
-    move(candidates, cu, cu_c);
-    move(probes, request.probes.cu_rows, cu_p);
+    move(cu, moved_c, part.candidates.cu_rows);
+    move(request.probes.cu_rows, moved_p, part.probes.cu_rows);
     part.batch.cu_seqlens.push_back(part.batch.cu_seqlens.back() + length);
   }
+  if (static_cast<int64_t>(tokens.size()) == request.batch.size()) {
+    return {request.batch, request.candidates, request.probes};
+  }
   part.batch.tokens = at::cat(tokens);
-  part.candidates = row_set(std::move(candidates), std::move(cu_c), device);
-  part.probes = row_set(std::move(probes), std::move(cu_p), device);
+  part.candidates.rows = request.candidates.rows + to_tensor(moved_c, device);
+  part.probes.rows = request.probes.rows.is_same(request.candidates.rows)
+                         ? part.candidates.rows
+                         : request.probes.rows + to_tensor(moved_p, device);
   return part;
 }
 
@@ -137,16 +150,16 @@ SurrogateScores surrogate_scores(const Denoiser& model, const SurrogateRequest& 
     throw InputError("this model keeps no frozen context; use context=\"exact\"");
   }
   at::Tensor delta = directions(model, request), weight;
-  if (request.real.defined()) {
-    delta = delta * request.real.unsqueeze(1);
-    weight = request.real.to(at::kFloat);
-  }
+  if (request.real.defined()) delta = delta * request.real.unsqueeze(1);
+  if (request.real_probes.defined()) weight = request.real_probes.to(at::kFloat);
   Part part;
   if (!frozen) part = steered_part(request, model.info().device);
   const PackedBatch& batch = frozen ? request.batch : part.batch;
   const RowSet& candidates = frozen ? request.candidates : part.candidates;
   const RowSet& probes = frozen ? request.probes : part.probes;
-  const RowSet active = active_rows(model, {batch, candidates, probes, {}, {}, {}, o});
+  SurrogateRequest part_request{batch, candidates, probes, {}, {}, {}, o};
+  part_request.disjoint = request.disjoint;
+  const RowSet active = active_rows(model, part_request);
   SurrogateScores result;
   if (!request.tokens.defined()) result.head_rows = candidates.count();
   at::Tensor gradient, entropy;

@@ -20,9 +20,10 @@ struct SurrogateRequest {
   at::Tensor forbidden;  // [f] int64 on the model's device, the mask among them
   const InfluenceOptions& options;
   Context* context = nullptr;  // of the base pass; needed for a frozen context only
-  // [candidates] bool: those that are none and only fill up their number; they are not changed, and
-  // as probes they do not count. Undefined: all are. For a frozen context.
-  at::Tensor real = {};
+  // [candidates] and [probes] bool: false for those that are none and only fill up their number;
+  // such candidates are not changed and such probes do not count. Undefined: all are.
+  at::Tensor real = {}, real_probes = {};
+  bool disjoint = false;  // no row is both a candidate and a probe
 };
 
 struct SurrogateScores {
@@ -32,7 +33,8 @@ struct SurrogateScores {
 };
 
 // Sequences without candidates or probes may be in the batch; they cost nothing. Reads nothing on
-// the host where the candidates are the probes (the same tensor) and nothing else is active.
+// the host where the candidates are the probes (the same tensor) or none of them, without a halo
+// and in a model whose logits are not shifted.
 SurrogateScores surrogate_scores(const Denoiser& model, const SurrogateRequest& request);
 
 }  // namespace tabes

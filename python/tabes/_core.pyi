@@ -383,7 +383,7 @@ class GenerateOptions:
     logits_eos_inf: bool
     confidence_eos_eot_inf: bool
     on_device: bool | None
-    cuda_graphs: bool | None
+    cuda_graphs: bool
 
 class GenerateResult:
     @property

@@ -163,7 +163,7 @@ def generate(
     logits_eos_inf: bool = False,
     confidence_eos_eot_inf: bool = False,
     on_device: bool | None = None,
-    cuda_graphs: bool | None = None,
+    cuda_graphs: bool = False,
     callback: Callback | None = None,
     **aliases: Any,
 ) -> GenerateOutput:
@@ -197,12 +197,13 @@ def generate(
         confidence_eos_eot_inf: reveal end tokens last, at any temperature.
         on_device: where positions are chosen. True: on the model's device, the host a step ahead,
             so that a GPU never waits for it; under policies that choose how many to reveal this
-            costs rows. Not with a callback, guidance, Python policies, or policies that look ahead,
-            mask again or remember. None: on a GPU, where it can be and changes nothing.
-        cuda_graphs: True: forward passes and gradients are recorded as CUDA graphs when a shape
-            comes back, in this call or a later one, and replayed from then on, which costs memory
-            and, where positions are chosen on the device, rows (multiples of 32 are computed). For
-            models from `tabes.load` on a GPU. None: where positions are chosen on a GPU.
+            costs rows. Not with a callback, guidance, Python policies, policies that look ahead,
+            mask again or remember, or BoE with a halo or with probes other than its candidates in
+            blocks or beside a factor. None: on a GPU, where it can be and changes nothing.
+        cuda_graphs: record forward passes and gradients as CUDA graphs when a shape comes back, in
+            this call or a later one, and replay them from then on. This costs memory and, where
+            positions are chosen on the device, rows (multiples of 32 are computed). For models
+            from `tabes.load` on a GPU.
         callback: called after every step with its record and the B sequences [L_b] as they stand;
             return False to stop.
         **aliases: names other decoders use: ``max_new_tokens`` (gen_length), ``block_size``
@@ -239,7 +240,7 @@ def generate(
     options.logits_eos_inf = flag(logits_eos_inf, "logits_eos_inf")
     options.confidence_eos_eot_inf = flag(confidence_eos_eot_inf, "confidence_eos_eot_inf")
     options.on_device = None if on_device is None else flag(on_device, "on_device")
-    options.cuda_graphs = None if cuda_graphs is None else flag(cuda_graphs, "cuda_graphs")
+    options.cuda_graphs = flag(cuda_graphs, "cuda_graphs")
     if callback is not None and not callable(callback):
         raise InputError(f"callback is a {type(callback).__name__}, which cannot be called")
 

@@ -264,7 +264,8 @@ TEST_F(Replay, LongerBatchesRecordAnew) {
   GenerateOptions options;
   options.steps = 3;
   options.policy = boe(without_factor());
-  options.cuda_graphs = options.on_device = true;
+  options.on_device = true;
+  options.cuda_graphs = true;
   for (const int64_t length : {6, 6, 6, 30, 30, 30, 6, 6}) {
     const std::vector<at::Tensor> canvas{at::full({length}, kMask, at::kLong)};
     const GenerateResult replayed = generate(*denoiser, canvas, options);

@@ -122,6 +122,10 @@ class Denoiser {
   // can take the rows in pieces and never hold n * V numbers.
   virtual at::Tensor project(const at::Tensor& features) const = 0;
 
+  // Its columns from .. from + count; whether they can be had at their own cost alone.
+  virtual at::Tensor project_columns(const at::Tensor& features, int64_t from, int64_t count) const;
+  virtual bool projects_columns() const { return false; }
+
   // The gradient of the probes' summed entropy by the candidates' input embeddings. Models need not
   // have it; without it InputError says that influence and BoE steering are not to be had.
   virtual EntropyGradient entropy_gradient(const GradientRequest& request) const;

@@ -83,14 +83,13 @@ struct GenerateOptions {
   // logit_shift, or a policy that needs the host (Policy::on_device). None: on a GPU, where it can
   // be, under Pace::quota, for which results are the same.
   std::optional<bool> on_device;
-  // true: passes are recorded as CUDA graphs when a shape comes back, in this decode or a later one
-  // of the same model, and replayed from then on; the host then issues one launch a pass. Where
-  // rows are selected on the device they are computed in multiples of 32 a sequence, so that shapes
-  // do come back. The recordings keep memory until the model is gone or memory runs out. InputError
-  // for a model whose passes cannot be recorded: one that is not native, or not on a GPU. While
-  // another decode of the model replays, this one does without. None: where rows are selected on a
-  // GPU and passes can be recorded.
-  std::optional<bool> cuda_graphs;
+  // Passes are recorded as CUDA graphs when a shape comes back, in this decode or a later one of
+  // the same model, and replayed from then on; the host then issues one launch a pass. Where rows
+  // are selected on the device they are computed in multiples of 32 a sequence, so that shapes do
+  // come back. The recordings keep memory until the model is gone or memory runs out. While another
+  // decode of the model replays, this one does without. InputError for a model whose passes cannot
+  // be recorded: one that is not native, or not on a GPU.
+  bool cuda_graphs = false;
   StepCallback callback;
   Poll poll;  // called often during a step; may throw to stop (nothing is returned then)
 };

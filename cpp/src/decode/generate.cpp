@@ -27,13 +27,11 @@ GenerateResult generate(const Denoiser& model, const std::vector<at::Tensor>& se
     refuse("rows cannot be selected on the device: ", why_not);
   }
   // Bounds in the place of numbers cost rows, which are dearer than a wait for the host.
-  const bool is_cuda = model.info().device.is_cuda();
-  const bool on_device =
-      options.on_device.value_or(is_cuda && why_not.empty() && decode.knows_counts());
-  const bool replays = options.cuda_graphs.value_or(is_cuda && on_device);
-  if (replays && model.is_replayable()) {
+  const bool worth = model.info().device.is_cuda() && why_not.empty() && decode.knows_counts();
+  const bool on_device = options.on_device.value_or(worth);
+  if (options.cuda_graphs && model.is_replayable()) {
     decode.replay_passes();
-  } else if (options.cuda_graphs.value_or(false)) {
+  } else if (options.cuda_graphs) {
     refuse("cuda_graphs=true, but this model ('", model.info().family, "' on ", model.info().device,
            ") has no passes that can be recorded; load a native model with "
            "device=\"cuda\", or leave cuda_graphs out");

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "batch/pieces.h"
+#include "decode/column_statistics.h"
 #include "ops/ops.h"
 #include "plain_dispatch.h"
 
@@ -45,8 +46,16 @@ Predicted predict(const Denoiser& model, const PredictRequest& request) {
           ? model.encode(joined(request.batch, *request.unguided),
                          joined(request.rows, request.batch.rows()), options.poll, kept)
           : model.encode(request.batch, request.rows, options.poll, kept);
-  const int64_t piece = rows_at_once(model.info().vocab_size, features.element_size());
+  const int64_t piece = logits_at_once(model.info().vocab_size, features.element_size());
 
+  if (n > piece && options.temperature == 0 && !request.unguided && model.projects_columns()) {
+    // Drawing needs whole rows; without it the weights are read once, not once a piece.
+    const ops::RowStatistics s = statistics_by_columns(model, features, request.forbidden,
+                                                       logits_at_once(n, features.element_size()));
+    result.predictions = {s.argmax, s.max_prob, s.max_prob, s.margin, s.entropy};
+    result.features = features;
+    return result;
+  }
   std::vector<at::Tensor> parts[5];
   for (int64_t from = 0; from < n; from += piece) {
     if (options.poll) options.poll();

@@ -17,7 +17,13 @@ class Linear {
   Linear(at::Tensor weight, at::Tensor bias, bool prepack);
 
   int64_t out_features() const { return out_; }
-  bool defined() const { return weight_.defined(); }
+  bool is_packed() const { return transpose_ != nullptr; }
+
+  // The map to outputs from .. from + count alone, on the same memory. Not of a packed one.
+  Linear part(int64_t from, int64_t count) const {
+    return {weight_.narrow(0, from, count), bias_.defined() ? bias_.narrow(0, from, count) : bias_,
+            /*prepack=*/false};
+  }
 
   at::Tensor operator()(const at::Tensor& x) const;                        // x W^T + b
   at::Tensor plus(const at::Tensor& x, const at::Tensor& residual) const;  // x W^T + b + residual

@@ -30,6 +30,11 @@ class ReplayedTransformer final : public ReplayedDenoiser {
   at::Tensor embedding_table() const override { return model_.embedding_table(); }
   bool keeps_context() const override { return true; }
   at::Tensor project(const at::Tensor& features) const override { return model_.project(features); }
+  at::Tensor project_columns(const at::Tensor& features, int64_t from,
+                             int64_t count) const override {
+    return model_.project_columns(features, from, count);
+  }
+  bool projects_columns() const override { return model_.projects_columns(); }
   int64_t replays() const override { return replay_.graphs.replayed() - replays_before_; }
   void forget() override {
     replay_.graphs.forget();

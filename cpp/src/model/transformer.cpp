@@ -193,4 +193,11 @@ at::Tensor Transformer::project(const at::Tensor& features) const {
   return head_(features);
 }
 
+at::Tensor Transformer::project_columns(const at::Tensor& features, int64_t from,
+                                        int64_t count) const {
+  const PlainDispatch plain;
+  return head_.is_packed() ? Denoiser::project_columns(features, from, count)
+                           : head_.part(from, count)(features);
+}
+
 }  // namespace tabes

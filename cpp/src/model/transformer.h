@@ -93,6 +93,9 @@ class Transformer : public Denoiser {
   at::Tensor encode_active(const PackedBatch& batch, const RowSet& active, const RowSet& rows,
                            Context& context, const Poll& poll) const override;
   at::Tensor project(const at::Tensor& features) const override;
+  at::Tensor project_columns(const at::Tensor& features, int64_t from,
+                             int64_t count) const override;
+  bool projects_columns() const override { return !head_.is_packed(); }
   EntropyGradient entropy_gradient(const GradientRequest& request) const override;
   bool is_replayable() const override { return replay_ != nullptr; }
   std::unique_ptr<ReplayedDenoiser> replayed() const override;

@@ -141,7 +141,7 @@ at::Tensor Transformer::head_adjoint(const at::Tensor& x, const GradientRequest&
       (request.weight.defined() ? request.weight.to(real) : at::ones({n}, real));
   entropy = at::empty({n}, real);
   at::Tensor grad = at::empty_like(features);
-  const int64_t piece = rows_at_once(info_.vocab_size, x.element_size());
+  const int64_t piece = logits_at_once(info_.vocab_size, x.element_size());
   for (int64_t from = 0; from < n; from += piece) {
     if (request.poll) request.poll();
     const int64_t count = std::min(piece, n - from);

@@ -30,7 +30,7 @@ at::Tensor directions(const Denoiser& model, const SurrogateRequest& request) {
   const at::Tensor mask = table.narrow(0, model.info().mask_token_id, 1);
   if (request.tokens.defined()) return table.index_select(0, request.tokens) - mask;
   const int64_t n = request.candidates.count();
-  const int64_t piece = rows_at_once(model.info().vocab_size, sizeof(float));
+  const int64_t piece = logits_at_once(model.info().vocab_size, sizeof(float));
   const double tau = request.options.tau;
   std::vector<at::Tensor> parts;
   for (int64_t from = 0; from < n; from += piece) {

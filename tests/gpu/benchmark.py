@@ -1,245 +1,151 @@
-"""What the CUDA path costs: the adjoint of attention by each route, the statistics of logits, and
-whole decoding steps of a random-weight model of LLaDA-8B's shape.
+"""What the CUDA path costs: single operators, steps and whole decodes of a random-weight model of
+LLaDA-8B's shape, beside the least time that its bytes and multiplications take.
 
-    python tests/gpu/benchmark.py [--layers 32] [--minutes 6] [--json FILE]
+    python tests/gpu/benchmark.py [--layers 32] [--seconds 360] [--json FILE]
 
-Medians with p10-p90 of interleaved runs. A step's ratio is to our plain step (policy confidence)
-of the same canvas; "floor" is what the bytes and multiplications of a plain pass would take at 3.0
-TB/s and 798 TFLOP/s, the ceilings of an H100. What was predicted before any run is printed first.
-Nothing here captures CUDA graphs. `--device cpu` runs tiny sizes, to check this script itself.
+Medians with p10-p90 of interleaved runs. A step's ratio is to our plain step (policy confidence) of
+the same canvas, the floor the sum over the step's parts (roofline.py) at the ceilings that a large
+product and a large copy reach on the device at the start. At the end the limits that were to be
+reached and what was predicted are held against what was measured. What runs out of time or memory
+is left out and said to be; any other failure is remembered, the rest goes on, and the exit status
+is 1. `--device cpu` runs tiny sizes, to check this script itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import FrameType
+
+# Before CUDA starts: deterministic steps need it; on an H100 it is what is used anyway.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import tabes
 import torch
-from attention_cases import AttentionCase
-from model_shape import MASK, Shape, naive_step, write_checkpoint
-from torch import Tensor
-
-ops = torch.ops.tabes
-BYTES_PER_SECOND, FLOPS = 3.0e12, 798e12
-
-
-class Bench:
-    def __init__(self, device: str, minutes: float) -> None:
-        self.device = device
-        self.deadline = time.perf_counter() + 60 * minutes
-        self.results: list[dict[str, Any]] = []
-
-    def late(self) -> bool:
-        return time.perf_counter() > self.deadline
-
-    def seconds(self, work: Callable[[], object]) -> float:
-        """Of the device where there is one."""
-        if self.device == "cpu":
-            start = time.perf_counter()
-            work()
-            return time.perf_counter() - start
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        work()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3
-
-    def interleaved(
-        self, works: dict[str, Callable[[], object]], repeats: int
-    ) -> dict[str, list[float]]:
-        """Times of each, in rounds; one that fails, for memory above all, is left out."""
-        times: dict[str, list[float]] = {}
-        for name, work in works.items():
-            try:
-                for _ in range(2):
-                    work()
-                times[name] = []
-            except (RuntimeError, tabes.Error) as error:
-                print(f"    {name}: {str(error).splitlines()[0][:90]}")
-        for _ in range(repeats):
-            for name, seen in times.items():
-                seen.append(self.seconds(works[name]))
-        return times
-
-    def note(
-        self, kind: str, times: dict[str, list[float]], base: str | None, **sizes: Any
-    ) -> None:
-        print(f"{kind:<10} " + " ".join(f"{k}={v}" for k, v in sizes.items()))
-        for name, seen in times.items():
-            ordered = sorted(seen)
-            low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
-            text = f"    {name:<12} {statistics.median(ordered) * 1e6:10.1f} us ({low * 1e6:.1f}-"
-            text += f"{high * 1e6:.1f})"
-            if base in times:
-                pairs = [a / b for a, b in zip(seen, times[base], strict=True)]
-                text += f"  {statistics.median(pairs):6.2f} x {base}"
-            print(text, flush=True)
-        self.results.append({"kind": kind, **sizes, "seconds": times})
+from benchmark_checks import checks, table
+from benchmark_decodes import block_cached, decode_points, decodes, gradients, short_passes
+from benchmark_kernels import attention, head, statistics_of_logits
+from benchmark_report import Bench, measure_ceilings
+from benchmark_steps import deterministic, naive, points, steps
+from model_shape import LLADA_8B, TINY, Shape, roomy_folder, write_checkpoint
+from roofline import DOCUMENTED_H100, Canvas, Model, parts_table
 
 
-def attention(bench: Bench, tiny: bool) -> None:
-    """One layer's adjoint. Predicted: FlashAttention-2 20-40 us at B = 1, L = 1024, |A| = 128."""
-    dtype = torch.float32 if bench.device == "cpu" else torch.bfloat16
-    for batch in (1, 8):
-        for length in (64,) if tiny else (512, 1024, 2048):
-            for share in (0.0625, 0.125, 0.25, 0.5):
-                if bench.late():
-                    return
-                active = int(share * length)
-                heads = 2 if tiny else 32
-                case = AttentionCase(
-                    "", dtype, [length] * batch, [active] * batch, heads, heads, 128, kept=True
-                )
-                tensors = [t.to(bench.device) for t in case.tensors(bench.device, dtype)]
-                out, lse = case.forward(bench.device, dtype)
-                keys = case.keys.to(bench.device)
-
-                def adjoint(
-                    route: str,
-                    kept: bool = True,
-                    case: AttentionCase = case,
-                    tensors: list[Tensor] = tensors,
-                    keys: Tensor = keys,
-                    out: Tensor = out,
-                    lse: Tensor = lse,
-                ) -> None:
-                    os.environ["TABES_ATTENTION"] = route
-                    q, k, v, grad = tensors
-                    ops.active_query_attention_backward(
-                        grad, q, k, v, keys, case.cu_q, case.cu_q, case.cu_k, case.scale,
-                        None, None, [], out if kept else None, lse if kept else None,
-                    )  # fmt: skip
-
-                works: dict[str, Callable[[], object]] = {
-                    "own": lambda run=adjoint: run("own"),
-                    "own, no lse": lambda run=adjoint: run("own", False),
-                }
-                if bench.device == "cuda":
-                    works["flash"] = lambda run=adjoint: run("flash")
-                    works["efficient"] = lambda run=adjoint: run("efficient")
-                times = bench.interleaved(works, 3 if tiny else 20)
-                os.environ.pop("TABES_ATTENTION", None)
-                bench.note("adjoint", times, "flash", B=batch, L=length, rho=share)
+def find_ceilings(bench: Bench, shape: Shape) -> None:
+    bench.documented = DOCUMENTED_H100
+    bench.ceilings = measure_ceilings(bench)
+    for name, c in (("measured", bench.ceilings), ("documented, H100", bench.documented)):
+        print(f"{name}: {c.bytes_per_second / 1e12:.2f} TB/s, {c.flops / 1e12:.1f} TFLOP/s")
+    cost = Model(shape, 2 if bench.on_gpu else 4).step("frozen", Canvas(1, 1024, 512, 3, 253))
+    print("the floor of a frozen step, B = 1, L = 1024, a quarter of the rows active:")
+    print("\n".join(parts_table(cost, bench.ceilings)))
 
 
-def logits(bench: Bench, tiny: bool) -> None:
-    """Predicted: 0.1 ms for 1024 rows against 2.1 ms in plain PyTorch."""
-    dtype = torch.float32 if bench.device == "cpu" else torch.bfloat16
-    for rows in (4,) if tiny else (32, 256, 1024):
-        if bench.late():
-            return
-        x = torch.randn(rows, 1000 if tiny else 126464, device=bench.device, dtype=dtype)
+class RandomModel:
+    """The checkpoint in a folder of its own and, once loaded, the model."""
 
-        def naive(x: Tensor = x) -> None:
-            logp = x.float().log_softmax(1)
-            p = logp.exp()
-            -(p * logp).sum(1)
-            p.topk(2, 1)
+    def __init__(self, bench: Bench, shape: Shape) -> None:
+        self.bench, self.shape = bench, shape
+        self.stack = ExitStack()
+        self.folder: Path | None = None
+        self.model: tabes.Model | None = None
 
-        works: dict[str, Callable[[], object]] = {
-            "fused": lambda x=x: ops.row_statistics(x),
-            "PyTorch": naive,
-        }
-        bench.note("statistics", bench.interleaved(works, 10), "fused", rows=rows)
+    def write_and_measure_naive(self) -> None:
+        """The weights are PyTorch's until its steps are measured, then they are dropped."""
+        bytes_each = 2 if self.bench.on_gpu else 4
+        room = roomy_folder(bytes_each * self.shape.parameters)
+        start = time.monotonic()
+        folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory(dir=room)))
+        weights = write_checkpoint(self.shape, folder, self.bench.device)
+        self.folder = folder
+        size = f"{self.shape.parameters / 1e9:.2f} B parameters, {self.shape.layers} layers"
+        print(f"random {size}: written to {room} in {time.monotonic() - start:.0f} s")
+        naive(self.bench, self.shape, weights)
+
+    def load(self) -> None:
+        if self.folder is None:
+            raise RuntimeError("no checkpoint was written")
+        dtype = "bfloat16" if self.bench.on_gpu else "float32"
+        self.model = tabes.load(self.folder, device=self.bench.device, dtype=dtype)
+
+    def section(self, name: str, work: Callable[[tabes.Model], None]) -> None:
+        if self.model is None:
+            self.bench.sections[name] = "no model"
+        else:
+            self.bench.section(name, partial(work, self.model))
 
 
-def first_step(model: tabes.Model, canvases: list[Tensor], policy: Any) -> tabes.StepRecord:
-    seen: list[tabes.StepRecord] = []
-    tabes.generate(
-        model,
-        canvases,
-        steps=int((canvases[0] == MASK).sum()),
-        policy=policy,
-        callback=lambda record, _: bool(seen.append(record)),
-    )
-    return seen[0]
+def measure(bench: Bench, shape: Shape, random: RandomModel) -> None:
+    """The most telling parts first; what is left when time runs out is not measured."""
+    wanted, lengths = points(bench.on_gpu), decode_points(bench.on_gpu)
+    bench.section("ceilings", lambda: find_ceilings(bench, shape))
+    bench.section("naive", random.write_and_measure_naive)
+    bench.section("load", random.load)
+    random.section("steps", lambda model: steps(bench, shape, model, wanted[:2]))
+    random.section("short passes", lambda model: short_passes(bench, model))
+    random.section("decodes", lambda model: decodes(bench, model, lengths[:1]))
+    bench.section("attention", lambda: attention(bench))
+    random.section("block-cached", lambda model: block_cached(bench, model))
+    random.section("gradients", lambda model: gradients(bench, model, random.folder or Path()))
+    bench.section("statistics", lambda: statistics_of_logits(bench, shape))
+    bench.section("head", lambda: head(bench, shape))
+    random.section("deterministic", lambda model: deterministic(bench, model))
+    few = [length for length in lengths[1:] if length[0].batch < 8]
+    random.section("more decodes", lambda model: decodes(bench, model, few))
+    random.section("more steps", lambda model: steps(bench, shape, model, wanted[2:]))
+    many = [length for length in lengths[1:] if length[0].batch == 8]
+    random.section("batched decodes", lambda model: decodes(bench, model, many))
 
 
-def steps(bench: Bench, shape: Shape, tiny: bool) -> None:
-    """Predicted at B = 1, L = 1024: forward 25.8 ms, exact at most 2.6 plain steps (rho 0.25)."""
-    with tempfile.TemporaryDirectory(
-        dir="/dev/shm" if Path("/dev/shm").is_dir() else None
-    ) as folder:
-        start = time.perf_counter()
-        weights = write_checkpoint(shape, Path(folder), bench.device)
-        dtype = "float32" if bench.device == "cpu" else "bfloat16"
-        model = tabes.load(folder, device=bench.device, dtype=dtype)
-        seconds = time.perf_counter() - start
-        size = f"{model.info.parameters / 1e9:.2f} B parameters, {shape.layers} layers"
-        print(f"random {size}: written and loaded in {seconds:.0f} s")
-    for batch in (1, 8):
-        for length in (64,) if tiny else (512, 1024, 2048):
-            generator = torch.Generator().manual_seed(length)
-            canvases = []
-            for _ in range(batch):
-                tokens = torch.randint(200, 900, (length,), generator=generator)
-                tokens[torch.randperm(length, generator=generator)[: length // 2]] = MASK
-                canvases.append(tokens)
-            for share in (0.0625, 0.125, 0.25, 0.5):
-                if bench.late():
-                    print("out of time: the rest of the steps was not measured")
-                    return
-                candidates = 3
-                probes = max(1, int(share * length) - candidates)
-                shared = dict(
-                    n_candidates=candidates, probes="least_entropic", rho=probes / length,
-                    draft="expected", factor=0.0,
-                )  # fmt: skip
-                policies = {
-                    "plain": "confidence",
-                    "frozen": tabes.BoE(**shared),
-                    "exact": tabes.BoE(**shared, context="exact"),
-                    "dense": tabes.BoE(**shared, context="exact", adjoint="dense"),
-                }
-                works: dict[str, Callable[[], object]] = {
-                    name: lambda p=policy, c=canvases: first_step(model, c, p)
-                    for name, policy in policies.items()
-                }
-                if batch == 1:
-                    works["naive"] = lambda c=canvases, n=probes: naive_step(
-                        shape, weights, c[0].to(bench.device), 3, n
-                    )
-                times = bench.interleaved(works, 2 if tiny else 5)
-                peak = 0
-                if bench.device == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                    works["frozen"]()
-                    peak = torch.cuda.max_memory_allocated()
-                floor = shape.floor(batch, length, BYTES_PER_SECOND, FLOPS)
-                bench.note("step", times, "plain", B=batch, L=length, rho=share,
-                           floor_us=round(floor * 1e6, 1), peak_MiB=peak >> 20)  # fmt: skip
+def stop(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(f"stopped by signal {signum}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--layers", type=int, default=LLADA_8B.layers)
+    parser.add_argument("--seconds", type=float, default=360)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    tiny = args.device == "cpu"
-    bench = Bench(args.device, args.minutes)
-    shape = Shape(64, 2, 2, 256, 1000) if tiny else Shape(4096, args.layers, 32, 12288, 126464)
-    for part in (attention, logits):
-        print(part.__doc__)
-        part(bench, tiny)
-    print(steps.__doc__)
-    steps(bench, shape, tiny)
-    if args.json:
-        args.json.write_text(json.dumps(bench.results) + "\n")
-    return 0
+    signal.signal(signal.SIGTERM, stop)
+    bench = Bench(args.device, time.monotonic() + args.seconds, args.json)
+    shape = replace(LLADA_8B, layers=args.layers) if bench.on_gpu else TINY
+    bench.about = {
+        "device": torch.cuda.get_device_name() if bench.on_gpu else "cpu",
+        "torch": torch.__version__,
+        "tabes": tabes.__version__,
+        "layers": shape.layers,
+        "parameters": shape.parameters,
+    }
+    random = RandomModel(bench, shape)
+    try:
+        with random.stack:
+            measure(bench, shape, random)
+    finally:
+        # Fewer layers take less time: what was said of 32 says nothing of them.
+        comparable = bench.on_gpu and shape == LLADA_8B
+        unknown = {} if comparable else {"measured": None, "met": None}
+        bench.checks = [entry | unknown for entry in checks(bench)]
+        bench.write()
+    print(f"\n{bench.about['device']}, torch {bench.about['torch']}, {shape.layers} layers")
+    print(table(bench.checks))
+    late = [f"{name} ({said})" for name, said in bench.sections.items() if said != "done"]
+    print(f"not or not wholly measured: {', '.join(late) or 'nothing'}")
+    for text in bench.failures:
+        print("FAILED", text)
+    return int(bool(bench.failures))
 
 
 if __name__ == "__main__":

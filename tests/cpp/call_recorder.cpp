@@ -5,7 +5,9 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <limits>
+#include <map>
 #include <set>
 #include <vector>
 
@@ -28,6 +30,10 @@ struct Recording {
 thread_local Recording* recording = nullptr;
 int recordings_made = 0;
 
+const void* memory_of(const at::Tensor& t) {
+  return t.storage().unsafeGetStorageImpl();
+}
+
 // The tensors among some values, those in lists too.
 std::vector<at::Tensor> tensors_in(c10::ArrayRef<c10::IValue> values) {
   std::vector<at::Tensor> found;
@@ -45,11 +51,11 @@ std::vector<at::Tensor> made_by(c10::ArrayRef<c10::IValue> arguments,
                                 c10::ArrayRef<c10::IValue> results) {
   std::set<const void*> known;
   for (const at::Tensor& t : tensors_in(arguments)) {
-    if (t.has_storage()) known.insert(t.storage().unsafeGetStorageImpl());
+    if (t.has_storage()) known.insert(memory_of(t));
   }
   std::vector<at::Tensor> made;
   for (const at::Tensor& t : tensors_in(results)) {
-    if (t.has_storage() && !known.contains(t.storage().unsafeGetStorageImpl())) made.push_back(t);
+    if (t.has_storage() && !known.contains(memory_of(t))) made.push_back(t);
   }
   return made;
 }
@@ -77,6 +83,16 @@ class CallGraph;
 
 struct Pool {
   std::set<CallGraph*> graphs;
+  // How often recordings hold each tensor, by memory.
+  std::map<const void*, std::map<at::TensorImpl*, size_t>> held;
+
+  bool somebody_else_has(const at::Tensor& t) const {
+    const auto& tensors = held.at(memory_of(t));
+    if (t.storage().use_count() > tensors.size()) return true;
+    return std::any_of(tensors.begin(), tensors.end(), [](const auto& one) {
+      return c10::raw::intrusive_ptr::use_count(one.first) > one.second;
+    });
+  }
 };
 
 class CallGraph final : public Graph {
@@ -84,10 +100,32 @@ class CallGraph final : public Graph {
   CallGraph(std::shared_ptr<Pool> pool, Recording own)
       : pool_(std::move(pool)), own_(std::move(own)) {
     pool_->graphs.insert(this);
+    std::set<const void*> made;
+    for (const at::Tensor& t : own_.made) made.insert(memory_of(t));
+    for (const Call& call : own_.calls) {
+      for (const at::Tensor& t : tensors_in(call.arguments)) {
+        // Single numbers go to a kernel by value.
+        if (!t.has_storage() || t.dim() == 0 || made.contains(memory_of(t))) continue;
+        given_.push_back(t);
+        // As an argument and in given_.
+        pool_->held[memory_of(t)][t.unsafeGetTensorImpl()] += 2;
+      }
+    }
   }
-  ~CallGraph() override { pool_->graphs.erase(this); }
+  ~CallGraph() override {
+    pool_->graphs.erase(this);
+    for (const at::Tensor& t : given_) {
+      auto& tensors = pool_->held[memory_of(t)];
+      if ((tensors[t.unsafeGetTensorImpl()] -= 2) == 0) tensors.erase(t.unsafeGetTensorImpl());
+    }
+  }
 
   void replay() override {
+    // A graph holds addresses: what was there must be there.
+    for (const at::Tensor& t : given_) {
+      TORCH_CHECK(pool_->somebody_else_has(t),
+                  "a graph is replayed on memory that nobody has any more");
+    }
     for (CallGraph* other : pool_->graphs) {
       if (other != this) other->spoil();
     }
@@ -117,6 +155,7 @@ class CallGraph final : public Graph {
 
   std::shared_ptr<Pool> pool_;
   Recording own_;
+  std::vector<at::Tensor> given_;  // arguments in memory that was not made by the recording
 };
 
 class CallRecorder final : public GraphRecorder {

@@ -30,8 +30,9 @@ inline bool route_possible(Route route, const AttentionSizes& s) {
     case Route::own:
       return aqa_has_head(static_cast<int>(s.head_dim));
     case Route::flash:
+      // Deterministic under PyTorch's flag, which is what asks for it.
       return s.number != Number::fp32 && s.head_dim <= 256 && s.head_dim % 8 == 0 && !s.bias &&
-             s.kept && !s.deterministic;
+             s.kept;
     case Route::efficient:
       return s.equal_lengths && s.head_dim % 8 == 0 && !s.bias && s.kept && !s.deterministic;
   }
@@ -49,7 +50,7 @@ inline std::optional<Route> choose_route(const AttentionSizes& s,
   if (wanted) return route_possible(*wanted, s) ? wanted : std::nullopt;
   const bool own = route_possible(Route::own, s);
   const bool few = static_cast<double>(s.queries) <= kOwnShare * static_cast<double>(s.keys);
-  if (own && few) return Route::own;
+  if (own && (few || s.deterministic)) return Route::own;
   if (route_possible(Route::flash, s)) return Route::flash;
   if (own) return Route::own;
   if (route_possible(Route::efficient, s)) return Route::efficient;

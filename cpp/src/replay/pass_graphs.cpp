@@ -16,7 +16,7 @@ constexpr size_t kMostShapes = 4096;
 }  // namespace
 
 bool PassGraphs::try_acquire() {
-  if (!mutex_.try_lock()) return false;
+  if (is_taken_.exchange(true, std::memory_order_acquire)) return false;
   if (last_use_) {
     const c10::impl::VirtualGuardImpl device(device_.type());
     last_use_->block(device.getStream(device_));
@@ -30,7 +30,7 @@ void PassGraphs::release() {
     if (!last_use_) last_use_.emplace(device_.type());
     last_use_->record(device.getStream(device_));
   }
-  mutex_.unlock();
+  is_taken_.store(false, std::memory_order_release);
 }
 
 PassGraphs::Tensors PassGraphs::run(const std::vector<int64_t>& shape, const Tensors& inputs,
@@ -57,11 +57,12 @@ PassGraphs::Tensors PassGraphs::run(const std::vector<int64_t>& shape, const Ten
 void PassGraphs::record(Entry& entry, const Tensors& inputs, const Work& work) {
   make_room();
   if (!recorder_) recorder_ = recorder_for(device_.type())(device_);
-  for (const at::Tensor& t : inputs) {
-    entry.inputs.push_back(t.defined() ? at::empty_like(t).copy_(t) : t);
-  }
+  entry.inputs.clear();
   const Uploads::Scope scope(entry.uploads);
   try {
+    for (const at::Tensor& t : inputs) {
+      entry.inputs.push_back(t.defined() ? at::empty_like(t).copy_(t) : t);
+    }
     entry.graph = recorder_->record([&](bool recording) {
       if (recording) entry.uploads.seal();
       entry.outputs = work(entry.inputs);

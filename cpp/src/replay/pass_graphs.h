@@ -4,11 +4,11 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Event.h>
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -59,7 +59,7 @@ class PassGraphs {
   void make_room();
 
   at::Device device_;
-  std::mutex mutex_;
+  std::atomic<bool> is_taken_ = false;  // no mutex: a thread may ask again while it has it
   std::optional<c10::Event> last_use_;
   // Declared before the graphs that are made by it.
   std::unique_ptr<GraphRecorder> recorder_;

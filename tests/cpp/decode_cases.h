@@ -79,11 +79,23 @@ inline std::vector<Case> known() {
           {"boe sparse", boe(sparse)}};
 }
 
+inline BoEOptions with_factor(double factor) {
+  BoEOptions o;
+  o.factor = factor;
+  return o;
+}
+
 inline std::vector<Case> adaptive() {
+  BoEOptions exact = with_factor(2);
+  exact.context = ContextKind::exact;
+  exact.alpha = {0.3, 0.8};
   return {{"threshold", make_policy("threshold", {{"tau", 0.3}})},
           {"factor", make_policy("factor", {{"f", 2}})},
           {"entropy_bound", make_policy("entropy_bound", {{"gamma", 3}})},
-          {"spread", make_policy("spread")}};
+          {"spread", make_policy("spread")},
+          {"boe with factor", boe({})},
+          {"boe that accepts nothing", boe(with_factor(1e-6))},
+          {"boe exact with factor", boe(exact)}};
 }
 
 inline std::vector<GenerateOptions> settings() {

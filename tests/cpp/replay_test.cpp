@@ -154,7 +154,6 @@ TEST_F(Replay, DecodesOnTheDeviceAreTheSame) {
   const auto denoiser = model();
   std::vector<Case> cases = known();
   for (const Case& c : adaptive()) cases.push_back(c);
-  cases.push_back({"boe with factor", boe({})});
   for (const auto& [name, options] : settings_of(cases)) {
     SCOPED_TRACE(name);
     const GenerateResult eager = DeviceLoop(Decode(*denoiser, sequences(), options), 32).run();

@@ -45,6 +45,9 @@ struct PackedBatch {
 struct RowSet {
   at::Tensor rows;               // [n] int64, on the model's device, increasing
   std::vector<int64_t> cu_rows;  // [B + 1]
+  // [n] bool: false for rows that only fill up the number, so that the host need not know it. They
+  // are computed and change nothing: as active rows they count as inactive. Undefined: none does.
+  at::Tensor valid = {};
 
   int64_t count() const { return cu_rows.back(); }
 };

@@ -73,8 +73,12 @@ DeviceLoop::Looked DeviceLoop::looked_at(const Masks& m, const Bounds& most, boo
   at::Tensor key = at::where(m.is_eligible, 0, at::where(s.inside, 2, 3));
   if (frozen) {
     const Ragged& around = ragged(most.active);
-    const at::Tensor cells = leading(at::where(m.is_eligible | s.before, 0, key), around);
-    rows.active = RowSet{around.pack(s.row.gather(1, cells.clamp_max(width - 1))), around.cu()};
+    const at::Tensor changed = m.is_eligible | s.before;
+    const at::Tensor cells = leading(at::where(changed, 0, key), around);
+    const auto at_cells = [&](const at::Tensor& t) {
+      return around.pack(t.gather(1, cells.clamp_max(width - 1)));
+    };
+    rows.active = RowSet{at_cells(s.row), around.cu(), at_cells(changed)};
     // Rows that only fill up the number must be among the active ones.
     const at::Tensor is_active =
         at::zeros({n, 2 * width}, s.inside.options()).scatter_(1, cells, true).narrow(1, 0, width);

@@ -65,10 +65,13 @@ class ReplayedTransformer final : public ReplayedDenoiser {
     if (!make_fixed(context, batch.rows())) {
       return model_.encode_active(batch, active, rows, context, poll);
     }
+    std::vector<int64_t> shape =
+        shape_of(kActive, {&batch.cu_seqlens, &active.cu_rows, &rows.cu_rows});
+    shape.push_back(active.valid.defined());
     return replay_.graphs.run(
-        shape_of(kActive, {&batch.cu_seqlens, &active.cu_rows, &rows.cu_rows}),
-        {batch.tokens, active.rows, rows.rows}, [&](const Tensors& in) -> Tensors {
-          return {model_.encode_active({in[0], batch.cu_seqlens}, {in[1], active.cu_rows},
+        shape, {batch.tokens, active.rows, rows.rows, active.valid},
+        [&](const Tensors& in) -> Tensors {
+          return {model_.encode_active({in[0], batch.cu_seqlens}, {in[1], active.cu_rows, in[3]},
                                        {in[2], rows.cu_rows}, context, {})};
         })[0];
   }
@@ -80,16 +83,18 @@ class ReplayedTransformer final : public ReplayedDenoiser {
         r.frozen ? kFrozenGradient : kExactGradient,
         {&r.batch.cu_seqlens, &r.active.cu_rows, &r.candidates.cu_rows, &r.probes.cu_rows});
     shape.push_back(r.forbidden.numel());
-    shape.push_back(r.weight.defined());
+    for (const at::Tensor* t : {&r.weight, &r.active.valid, &r.candidates.valid}) {
+      shape.push_back(t->defined());
+    }
     EntropyGradient result;
     const auto numbers = replay_.graphs.run(
         shape,
         {r.batch.tokens, r.active.rows, r.candidates.rows, r.probes.rows, r.offset, r.weight,
-         r.forbidden},
+         r.forbidden, r.active.valid, r.candidates.valid},
         [&](const Tensors& in) -> Tensors {
           const PackedBatch batch{in[0], r.batch.cu_seqlens};
-          const RowSet active{in[1], r.active.cu_rows}, candidates{in[2], r.candidates.cu_rows},
-              probes{in[3], r.probes.cu_rows};
+          const RowSet active{in[1], r.active.cu_rows, in[7]},
+              candidates{in[2], r.candidates.cu_rows, in[8]}, probes{in[3], r.probes.cu_rows};
           const EntropyGradient g = model_.entropy_gradient(
               {batch, active, candidates, probes, in[4], in[5], in[6], r.frozen});
           return {g.gradient, g.entropy};

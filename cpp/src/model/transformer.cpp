@@ -5,6 +5,7 @@
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/layer_norm.h>
 #include <ATen/ops/searchsorted.h>
+#include <ATen/ops/where.h>
 
 #include <cmath>
 
@@ -83,8 +84,12 @@ at::Tensor Transformer::apply(size_t index, const at::Tensor& x, const Pass& pas
     pass.keep->kv.push_back(kv);
   }
   if (pass.frozen) {
-    pass.frozen->kv[index].index_copy_(0, pass.rows, kv);
-    kv = pass.frozen->kv[index].narrow(0, 0, pass.cu_seqlens.back());
+    at::Tensor& memory = pass.frozen->kv[index];
+    if (pass.valid.defined()) {
+      kv = at::where(pass.valid.unsqueeze(1), kv, memory.index_select(0, pass.rows));
+    }
+    memory.index_copy_(0, pass.rows, kv);
+    kv = memory.narrow(0, 0, pass.cu_seqlens.back());
   }
   if (last) {
     q = q.index_select(0, pass.wanted.rows);
@@ -177,6 +182,7 @@ Pass Transformer::frozen_pass(const PackedBatch& batch, const RowSet& active, co
             {places(active.rows, outputs.rows), outputs.cu_rows}};
   pass.frozen = &context;
   pass.rows = active.rows;
+  pass.valid = active.valid;
   return pass;
 }
 

@@ -55,9 +55,10 @@ struct Pass {
   const std::vector<int64_t>& cu_seqlens;  // [B + 1] offsets of all rows, which are the keys
   // Rows of the last layer's output, as numbers among the S.
   RowSet wanted;
-  // Frozen context: where the S rows' keys and values are written, and which rows they are.
+  // Frozen context: where the S rows' keys and values are written, which rows they are, and which
+  // of them keep what they have there (RowSet::valid).
   FrozenContext* frozen = nullptr;
-  at::Tensor rows = {};
+  at::Tensor rows = {}, valid = {};
   // Where the keys and values are kept: in the memory it has, if it has any.
   FrozenContext* keep = nullptr;
   // Filled if given, for these of the S rows (undefined: all of them).

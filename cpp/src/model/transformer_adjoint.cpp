@@ -114,6 +114,9 @@ at::Tensor Transformer::adjoint(size_t index, const LayerTape& tape, at::Tensor 
   qkv.narrow(1, 0, q_width()).copy_(dq);
   qkv.narrow(1, q_width(), kv_width()).copy_(d.dk.flatten(1));
   qkv.narrow(1, q_width() + kv_width(), kv_width()).copy_(d.dv.flatten(1));
+  if (in.valid.defined()) {
+    qkv.narrow(1, q_width(), 2 * kv_width()).masked_fill_(in.valid.bitwise_not().unsqueeze(1), 0);
+  }
   if (cos_.defined()) {
     ops::rope_(qkv, c.num_heads + c.num_kv_heads, cos_, sin_, positions.index_select(0, in.rows),
                /*inverse=*/true);

@@ -208,30 +208,27 @@ DeviceDecision BoE::decide_on_device(const DeviceStep& step) const {
     const Ragged steered_shape =
         most_steered == most ? shape : Ragged(most_steered, width, step.row.device());
     at::Tensor steered = chooses & step.eligible.ge(o.min_masked);
-    const RowSet rows{steered_shape.pack(candidates.of(step.row)), steered_shape.cu()};
-    std::optional<Probes> apart;
+    // Then some row is left to be a probe.
+    if (o.probes != ProbeRule::candidates) steered = steered & wanted.lt(step.eligible);
+    const at::Tensor real = candidates.is_one & steered.unsqueeze(1);
+    const RowSet rows{steered_shape.pack(candidates.of(step.row)), steered_shape.cu(),
+                      steered_shape.pack(real)};
     RowSet probes = rows;
     if (o.probes != ProbeRule::candidates) {
-      apart = probes_beside(step, o, candidates, most_steered);
-      const at::Tensor row = step.row.gather(1, apart->column.clamp_max(step.row.size(1) - 1));
-      probes = {apart->shape.pack(row), apart->shape.cu()};
-      steered = steered & wanted.lt(step.eligible);  // some row is left to be a probe
+      const Probes apart = probes_beside(step, o, candidates, most_steered);
+      const at::Tensor is_one = apart.is_one & steered.unsqueeze(1);
+      const int64_t width = step.row.size(1);
+      const at::Tensor row = step.row.gather(1, apart.column.clamp_max(width - 1));
+      probes = {apart.shape.pack(row), apart.shape.cu(), apart.shape.pack(is_one)};
+      result.probe = at::zeros({step.row.size(0), width + apart.shape.width()}, is_one.options())
+                         .scatter_(1, apart.column, is_one)
+                         .narrow(1, 0, width);
     }
-    const at::Tensor real = candidates.is_one & steered.unsqueeze(1);
     InfluenceOptions options = o.influence();
     options.poll = step.poll;
     SurrogateRequest request{step.batch, rows,           probes,  {},
                              {},         step.forbidden, options, step.context};
-    request.real = request.real_probes = steered_shape.pack(real);
-    if (apart) {
-      const at::Tensor is_one = apart->is_one & steered.unsqueeze(1);
-      request.real_probes = apart->shape.pack(is_one);
-      request.disjoint = true;
-      result.probe =
-          at::zeros({step.row.size(0), step.row.size(1) + apart->shape.width()}, is_one.options())
-              .scatter_(1, apart->column, is_one)
-              .narrow(1, 0, step.row.size(1));
-    }
+    request.disjoint = o.probes != ProbeRule::candidates;
     if (o.draft == DraftKind::token) {
       request.tokens = steered_shape.pack(candidates.of(p.token));
     } else {

@@ -4,6 +4,7 @@
 #include <ATen/ops/argmax.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sort.h>
 
@@ -51,8 +52,15 @@ at::Tensor directions(const Denoiser& model, const SurrogateRequest& request) {
 // Two sets without a common row as one.
 RowSet joined(const RowSet& a, const RowSet& b) {
   // Sequences follow one another, so that sorting by row sorts by sequence first.
-  RowSet both{std::get<0>(at::sort(at::cat({a.rows, b.rows}))), a.cu_rows};
+  const auto [rows, order] = at::sort(at::cat({a.rows, b.rows}));
+  RowSet both{rows, a.cu_rows};
   for (size_t i = 0; i < both.cu_rows.size(); ++i) both.cu_rows[i] += b.cu_rows[i];
+  if (a.valid.defined() || b.valid.defined()) {
+    const auto valid = [](const RowSet& s) {
+      return s.valid.defined() ? s.valid : at::ones_like(s.rows, at::kBool);
+    };
+    both.valid = at::cat({valid(a), valid(b)}).index_select(0, order);
+  }
   return both;
 }
 
@@ -122,6 +130,8 @@ Part steered_part(const SurrogateRequest& request, at::Device device) {
     return {request.batch, request.candidates, request.probes};
   }
   part.batch.tokens = at::cat(tokens);
+  part.candidates.valid = request.candidates.valid;
+  part.probes.valid = request.probes.valid;
   part.candidates.rows = request.candidates.rows + to_tensor(moved_c, device);
   part.probes.rows = request.probes.rows.is_same(request.candidates.rows)
                          ? part.candidates.rows
@@ -150,8 +160,8 @@ SurrogateScores surrogate_scores(const Denoiser& model, const SurrogateRequest& 
     throw InputError("this model keeps no frozen context; use context=\"exact\"");
   }
   at::Tensor delta = directions(model, request), weight;
-  if (request.real.defined()) delta = delta * request.real.unsqueeze(1);
-  if (request.real_probes.defined()) weight = request.real_probes.to(at::kFloat);
+  if (request.candidates.valid.defined()) delta = delta * request.candidates.valid.unsqueeze(1);
+  if (request.probes.valid.defined()) weight = request.probes.valid.to(at::kFloat);
   Part part;
   if (!frozen) part = steered_part(request, model.info().device);
   const PackedBatch& batch = frozen ? request.batch : part.batch;

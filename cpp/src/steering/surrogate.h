@@ -11,6 +11,7 @@ void check(const InfluenceOptions& options);
 
 struct SurrogateRequest {
   const PackedBatch& batch;
+  // Those that only fill up their number (RowSet::valid) are not changed and do not count.
   const RowSet& candidates;
   const RowSet& probes;
   // What the candidates become: tokens, or, where these are undefined, the mean embedding of what
@@ -20,10 +21,7 @@ struct SurrogateRequest {
   at::Tensor forbidden;  // [f] int64 on the model's device, the mask among them
   const InfluenceOptions& options;
   Context* context = nullptr;  // of the base pass; needed for a frozen context only
-  // [candidates] and [probes] bool: false for those that are none and only fill up their number;
-  // such candidates are not changed and such probes do not count. Undefined: all are.
-  at::Tensor real = {}, real_probes = {};
-  bool disjoint = false;  // no row is both a candidate and a probe
+  bool disjoint = false;       // no row is both a candidate and a probe
 };
 
 struct SurrogateScores {

@@ -77,11 +77,11 @@ struct GenerateOptions {
   bool logits_eos_inf = false;          // never write an end-of-text token (LLaDA's name)
   bool confidence_eos_eot_inf = false;  // reveal end-of-text tokens last, at any temperature
   // true: rows are selected on the model's device and the host runs one step ahead of it, so that a
-  // GPU never waits for the host. Under Pace::adaptive the host then works with bounds: steps
-  // compute more rows than they need, a frozen context is renewed at more rows, and a pass may
-  // follow the last mask. InputError with guidance, a callback, frozen steps of a model with
-  // logit_shift, or a policy that needs the host (Policy::on_device). None: on a GPU, where it can
-  // be, under Pace::quota, for which results are the same.
+  // GPU never waits for the host. What is revealed is the same; under Pace::adaptive the host works
+  // with bounds: steps compute more rows than they need, and a pass may follow the last mask.
+  // InputError with guidance, a callback, frozen steps of a model with logit_shift, or a policy
+  // that needs the host (Policy::on_device, and Policy::wants_waiting with blocks). None: on a GPU,
+  // where it can be, under Pace::quota, for which rows are the same too.
   std::optional<bool> on_device;
   // Passes are recorded as CUDA graphs when a shape comes back, in this decode or a later one of
   // the same model, and replayed from then on; the host then issues one launch a pass. Where rows

@@ -62,7 +62,9 @@ held = int(Path("/proc/self/status").read_text().split("VmSize:")[1].split()[0])
 limits = resource.getrlimit(resource.RLIMIT_AS)
 resource.setrlimit(resource.RLIMIT_AS, (held + 2**27, limits[1]))
 try:
-    tabes.generate(model, [canvas] * 20_000, steps=2, policy=sys.argv[1])
+    tabes.generate(
+        model, [canvas] * 20_000, steps=2, policy=sys.argv[1], on_device=sys.argv[2] == "device"
+    )
 except tabes.DeviceError as error:
     print(error)
 resource.setrlimit(resource.RLIMIT_AS, limits)
@@ -70,11 +72,13 @@ assert tabes.generate(model, [canvas], steps=2).tokens[0].equal(wanted)
 """
 
 
+@pytest.mark.parametrize("where", ["host", "device"])
 @pytest.mark.parametrize("policy", ["confidence", "boe"])
-def test_memory_that_runs_out_is_an_error_and_the_model_stays(policy: str) -> None:
+def test_memory_that_runs_out_is_an_error_and_the_model_stays(policy: str, where: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", EXHAUSTED, policy], capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, "-c", EXHAUSTED, policy, where],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "out of memory on cpu in step 0 of 20000 sequences of up to 40 tokens" in done.stdout
     assert "decode fewer at a time" in done.stdout

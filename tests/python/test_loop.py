@@ -128,6 +128,18 @@ def test_rows_selected_on_the_device_are_the_hosts(demo_model, policy, options) 
     assert device.to_dict()["trace"][0]["model_seconds"] is None
 
 
+@pytest.mark.parametrize("refresh_every", [1, 3])
+@pytest.mark.parametrize("policy", ["factor", tabes.BoE(), tabes.BoE.paper()])
+def test_tokens_are_the_hosts_where_counts_are_not_known(demo_model, policy, refresh_every) -> None:
+    prompts = [[MASK] * n for n in (31, 12, 24)]
+    settings_ = dict(policy=policy, steps=8, temperature=0.7, seed=3, refresh_every=refresh_every)
+    host = tabes.generate(demo_model, prompts, on_device=False, **settings_)
+    device = tabes.generate(demo_model, prompts, on_device=True, **settings_)
+    assert all(torch.equal(a, b) for a, b in zip(host.tokens, device.tokens, strict=True))
+    assert [r.position.tolist() for r in host.trace] == [r.position.tolist() for r in device.trace]
+    assert device.forward_rows >= host.forward_rows
+
+
 def test_a_decode_that_needs_the_host_says_so(demo_model: tabes.Model) -> None:
     with pytest.raises(tabes.InputError, match=r"policy klass .* needs the host"):
         tabes.generate(demo_model, [MASK] * 8, policy="klass", on_device=True)
@@ -136,7 +148,7 @@ def test_a_decode_that_needs_the_host_says_so(demo_model: tabes.Model) -> None:
 
 
 def test_graphs_are_for_a_gpu(demo_model: tabes.Model) -> None:
-    with pytest.raises(tabes.InputError, match=r"cuda_graphs=true, .* 'llada' on cpu"):
+    with pytest.raises(tabes.InputError, match=r"cuda_graphs=true, .*'llada' on cpu"):
         tabes.generate(demo_model, [MASK] * 8, cuda_graphs=True)
     plain = tabes.generate(demo_model, [MASK] * 8, cuda_graphs=False)
     assert plain.replayed_passes == 0

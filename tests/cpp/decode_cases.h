@@ -98,6 +98,12 @@ inline std::vector<Case> adaptive() {
           {"boe exact with factor", boe(exact)}};
 }
 
+inline std::vector<Case> known_and_adaptive() {
+  std::vector<Case> all = known();
+  for (Case& c : adaptive()) all.push_back(std::move(c));
+  return all;
+}
+
 inline std::vector<GenerateOptions> settings() {
   std::vector<GenerateOptions> all(5);
   all[0].steps = 5;

@@ -63,9 +63,7 @@ TEST(DeviceLoop, RevealsTheSameWhereCountsAreBounds) {
 
 TEST(DeviceLoop, BucketsChangeNothing) {
   const auto denoiser = model();
-  std::vector<Case> cases = known();
-  for (const Case& c : adaptive()) cases.push_back(c);
-  for (const auto& [name, options] : settings_of(cases)) {
+  for (const auto& [name, options] : settings_of(known_and_adaptive())) {
     SCOPED_TRACE(name);
     const GenerateResult exact = Loop(Decode(*denoiser, sequences(), options)).run();
     const GenerateResult rounded = DeviceLoop(Decode(*denoiser, sequences(), options), 8).run();
@@ -193,9 +191,7 @@ TEST(DeviceLoop, ReadsNothingOnTheHost) {
   const Transformer single(small(), weights, at::kMeta, at::kFloat, false);
   const Transformer half(small(), weights, at::kMeta, at::kHalf, false);
   EXPECT_THROW(at::empty({1}, at::kMeta).item<float>(), c10::Error);
-  std::vector<Case> cases = known();
-  for (const Case& c : adaptive()) cases.push_back(c);
-  for (const auto& [name, options] : settings_of(cases)) {
+  for (const auto& [name, options] : settings_of(known_and_adaptive())) {
     SCOPED_TRACE(name);
     EXPECT_GT(Unread(Decode(single, sequences(), options)).steps(), 1);
     EXPECT_GT(Unread(Decode(half, sequences(), options)).steps(), 1);

@@ -152,9 +152,7 @@ void expect_same_rows(const GenerateResult& a, const GenerateResult& b) {
 
 TEST_F(Replay, DecodesOnTheDeviceAreTheSame) {
   const auto denoiser = model();
-  std::vector<Case> cases = known();
-  for (const Case& c : adaptive()) cases.push_back(c);
-  for (const auto& [name, options] : settings_of(cases)) {
+  for (const auto& [name, options] : settings_of(known_and_adaptive())) {
     SCOPED_TRACE(name);
     const GenerateResult eager = DeviceLoop(Decode(*denoiser, sequences(), options), 32).run();
     EXPECT_EQ(eager.replayed_passes, 0);

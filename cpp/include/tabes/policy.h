@@ -100,9 +100,9 @@ struct Decision {
 };
 
 // The same step as matrices on the model's device, for policies that decide without the host, which
-// may then be a step ahead of the device. The eligible rows of sequence b are among columns
-// 0 .. columns[b] - 1 of row b, by position; how many they are only the device knows, so that other
-// rows stand between them: what is not `valid` holds numbers without meaning.
+// may then be a step ahead of the device. The eligible rows of sequence b are in row b, by
+// position; how many they are only the device knows, so that other rows stand between them: what is
+// not `valid` holds numbers without meaning.
 struct DeviceStep {
   const Denoiser& model;
   const PackedBatch& batch;     // B sequences
@@ -117,8 +117,7 @@ struct DeviceStep {
   at::Tensor step;                            // [1] int64, the same for all sequences
   at::Tensor steps;                           // [B] int64
   int64_t number;                             // `step`, known to the host
-  const std::vector<int64_t>& columns;        // [B]
-  const std::vector<int64_t>& most_eligible;  // [B]: of these, at most so many are eligible
+  const std::vector<int64_t>& most_eligible;  // [B]: `eligible` is at most this
   // The quotas are at most these, if no step revealed fewer rows than its quota.
   const std::vector<int64_t>& most_quota;  // [B]
   uint64_t seed;

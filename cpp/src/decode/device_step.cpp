@@ -131,12 +131,12 @@ DeviceLoop::Pending DeviceLoop::launch(int64_t number, bool pending) {
                                 matrix(flat.max_prob), matrix(flat.margin), matrix(flat.entropy)};
   const PackedBatch batch{s.tokens, s.cu_seqlens};
   const DeviceDecision decision =
-      policy_->decide_on_device({model(),       batch,          rows.row,      rows.position,
-                                 rows.valid,    predictions,    seen.features, rows.shape.places(),
-                                 forbidden_,    context_.get(), m.eligible,    m.quota,
-                                 s.sequence,    s.first,        number_,       s.steps,
-                                 number,        most.columns,   most.eligible, most.quota,
-                                 options_.seed, options_.poll});
+      policy_->decide_on_device({model(),      batch,          rows.row,      rows.position,
+                                 rows.valid,   predictions,    seen.features, rows.shape.places(),
+                                 forbidden_,   context_.get(), m.eligible,    m.quota,
+                                 s.sequence,   s.first,        number_,       s.steps,
+                                 number,       most.eligible,  most.quota,    options_.seed,
+                                 options_.poll});
   step.record.forward_rows += decision.forward_rows;
   step.record.backward_rows += decision.backward_rows;
   step.record.head_rows += decision.head_rows;

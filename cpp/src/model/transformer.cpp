@@ -170,13 +170,14 @@ at::Tensor Transformer::encode_active(const PackedBatch& batch, const RowSet& ac
   const PlainDispatch plain;
   check_lengths(batch);
   const Pass pass =
-      frozen_pass(batch, active, outputs_for(batch, rows), static_cast<FrozenContext&>(context));
+      frozen_pass(batch, active, outputs_for(batch, rows), static_cast<FrozenContext&>(context),
+                  positions_of(batch.cu_seqlens, info_.device));
   return features(embed(batch.tokens.index_select(0, active.rows), pass.positions), pass, poll);
 }
 
 Pass Transformer::frozen_pass(const PackedBatch& batch, const RowSet& active, const RowSet& outputs,
-                              FrozenContext& context) const {
-  Pass pass{positions_of(batch.cu_seqlens, info_.device).index_select(0, active.rows),
+                              FrozenContext& context, const at::Tensor& positions) const {
+  Pass pass{positions.index_select(0, active.rows),
             active.cu_rows,
             batch.cu_seqlens,
             {places(active.rows, outputs.rows), outputs.cu_rows}};

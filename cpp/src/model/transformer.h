@@ -128,9 +128,10 @@ class Transformer : public Denoiser {
                  bool last) const;
   at::Tensor apply(size_t index, const at::Tensor& x, const Pass& pass) const;
   at::Tensor trunk(at::Tensor x, const Pass& pass, const Poll& poll) const;
-  // A pass over the active rows in a frozen context, `outputs` being those wanted.
+  // A pass over the active rows in a frozen context, `outputs` being those wanted and `positions`
+  // those of all rows.
   Pass frozen_pass(const PackedBatch& batch, const RowSet& active, const RowSet& outputs,
-                   FrozenContext& context) const;
+                   FrozenContext& context, const at::Tensor& positions) const;
   // From input embeddings to the features of the pass's wanted rows.
   at::Tensor features(at::Tensor x, const Pass& pass, const Poll& poll) const;
 

@@ -26,7 +26,6 @@
 #include "tabes/error.h"
 
 namespace tabes {
-
 at::Tensor NormLayer::adjoint(const at::Tensor& grad, const at::Tensor& x) const {
   if (kind == Norm::rms) return ops::rms_norm_backward(grad, x, weight, eps);
   const auto statistics = at::native_layer_norm(x, {x.size(1)}, weight, bias, eps);
@@ -187,7 +186,7 @@ EntropyGradient Transformer::entropy_gradient(const GradientRequest& request) co
   const at::Tensor positions = positions_of(batch.cu_seqlens, info_.device);
   Pass pass{positions, batch.cu_seqlens, batch.cu_seqlens, outputs};
   if (request.active.count() < batch.rows()) pass.taped = active;
-  Pass chosen = frozen ? frozen_pass(batch, request.active, outputs, *frozen) : pass;
+  Pass chosen = frozen ? frozen_pass(batch, request.active, outputs, *frozen, positions) : pass;
   chosen.tape = &tape;
 
   at::Tensor x =

@@ -54,6 +54,18 @@ PassGraphs::Tensors PassGraphs::run(const std::vector<int64_t>& shape, const Ten
   return results;
 }
 
+void PassGraphs::Entry::drop() {
+  graph.reset();
+  outputs.clear();
+  inputs.clear();
+  uploads = {};
+}
+
+void PassGraphs::wait() const {
+  if (device_.is_cpu()) return;
+  c10::impl::VirtualGuardImpl(device_.type()).synchronizeDevice(device_.index());
+}
+
 void PassGraphs::record(Entry& entry, const Tensors& inputs, const Work& work) {
   make_room();
   if (!recorder_) recorder_ = recorder_for(device_.type())(device_);
@@ -71,9 +83,7 @@ void PassGraphs::record(Entry& entry, const Tensors& inputs, const Work& work) {
     ++recorded_;
   } catch (const c10::Error& error) {
     entry.is_eager = true;
-    entry.inputs.clear();
-    entry.outputs.clear();
-    entry.uploads = {};
+    entry.drop();
     if (is_out_of_memory(error)) {
       // Then the memory of the others is wanted too.
       forget();
@@ -93,22 +103,14 @@ void PassGraphs::make_room() {
       oldest = e;
     }
   }
-  // It may be running.
-  if (!device_.is_cpu())
-    c10::impl::VirtualGuardImpl(device_.type()).synchronizeDevice(device_.index());
+  wait();
   entries_.erase(oldest);
   --graphs_;
 }
 
 void PassGraphs::forget() {
-  if (!device_.is_cpu())
-    c10::impl::VirtualGuardImpl(device_.type()).synchronizeDevice(device_.index());
-  for (auto& [shape, entry] : entries_) {
-    entry.graph.reset();
-    entry.outputs.clear();
-    entry.inputs.clear();
-    entry.uploads = {};
-  }
+  wait();
+  for (auto& [shape, entry] : entries_) entry.drop();
   graphs_ = 0;
   // A pool whose last graph is gone is not used again.
   recorder_.reset();

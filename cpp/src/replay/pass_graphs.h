@@ -53,8 +53,12 @@ class PassGraphs {
     Uploads uploads;
     Tensors inputs, outputs;
     std::unique_ptr<Graph> graph;
+
+    void drop();  // all but what is known of the shape
   };
 
+  // For all work on the device: a graph may be running.
+  void wait() const;
   void record(Entry& entry, const Tensors& inputs, const Work& work);
   void make_room();
 

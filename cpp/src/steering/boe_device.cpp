@@ -24,24 +24,32 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-// The candidates of a step as matrices [B, C].
-struct Candidates {
-  at::Tensor column;  // among the step's; past them where there is no candidate any more
+// Some of a step's entries, by their columns [B, C]; past all columns where there is none any more.
+struct Columns {
+  at::Tensor column;
   at::Tensor is_one;  // bool: the others only fill up the number
-  at::Tensor sure;    // bool: taken by its confidence alone
 
+  // Theirs of a matrix [B, K], and [B, C] of theirs in a matrix [B, width] of zeros.
   at::Tensor of(const at::Tensor& matrix) const {
     return matrix.gather(1, column.clamp_max(matrix.size(1) - 1));
   }
+  at::Tensor spread(const at::Tensor& values, int64_t width) const {
+    // Columns past the others keep what fills up the number off them.
+    return at::zeros({values.size(0), width + column.size(1)}, values.options())
+        .scatter_(1, column, values)
+        .narrow(1, 0, width);
+  }
+};
+
+// The candidates of a step.
+struct Candidates : Columns {
+  at::Tensor sure;  // bool: taken by its confidence alone
+
   // `values` [B, C] of these entries, in a matrix [B, K] that elsewhere is `other`.
   at::Tensor into(const at::Tensor& other, const at::Tensor& entries,
                   const at::Tensor& values) const {
-    // Columns past the others keep what fills up the number off them.
-    const int64_t rows = other.size(0), width = other.size(1), all = width + column.size(1);
-    const auto spread = [&](const at::Tensor& t) {
-      return at::zeros({rows, all}, t.options()).scatter_(1, column, t).narrow(1, 0, width);
-    };
-    return at::where(spread(entries), spread(values), other);
+    const int64_t width = other.size(1);
+    return at::where(spread(entries, width), spread(values, width), other);
   }
 };
 
@@ -93,10 +101,9 @@ void spread_out(const DeviceStep& step, const BoEOptions& o, const Candidates& c
   }
 }
 
-// Probes beside the candidates, as these: columns, and which of them only fill up the number.
-struct Probes {
+// Probes beside the candidates.
+struct Probes : Columns {
   Ragged shape;
-  at::Tensor column, is_one;  // [B, P]
 };
 
 // How early each entry becomes a probe; [B, K].
@@ -136,16 +143,14 @@ Probes probes_beside(const DeviceStep& step, const BoEOptions& o, const Candidat
     counts.push_back(most[b] == 0 ? 0 : std::min(wanted, step.most_eligible[b] - most[b]));
   }
   const int64_t width = std::max<int64_t>(1, *std::max_element(counts.begin(), counts.end()));
-  Probes probes{Ragged(counts, width, step.row.device()), {}, {}};
-  const at::Tensor none = at::zeros_like(step.valid);
-  const at::Tensor is_candidate = candidates.into(none, candidates.column.lt(step.row.size(1)),
-                                                  at::ones_like(candidates.is_one));
+  Probes probes{{}, Ragged(counts, width, step.row.device())};
+  const int64_t all = step.row.size(1);
+  const at::Tensor is_candidate = candidates.spread(at::ones_like(candidates.is_one), all);
   const at::Tensor rest = step.valid & is_candidate.bitwise_not();
   const at::Tensor rank = rank_by(probe_rank(step, o, candidates), rest);
   // Where rows are too few others fill up the number, but never candidates.
-  probes.column = leading(at::where(is_candidate, rank + step.row.size(1), rank), probes.shape);
-  probes.is_one =
-      rest.gather(1, probes.column.clamp_max(step.row.size(1) - 1)) & probes.shape.inside();
+  probes.column = leading(at::where(is_candidate, rank + all, rank), probes.shape);
+  probes.is_one = probes.of(rest) & probes.shape.inside();
   return probes;
 }
 
@@ -217,12 +222,8 @@ DeviceDecision BoE::decide_on_device(const DeviceStep& step) const {
     if (o.probes != ProbeRule::candidates) {
       const Probes apart = probes_beside(step, o, candidates, most_steered);
       const at::Tensor is_one = apart.is_one & steered.unsqueeze(1);
-      const int64_t width = step.row.size(1);
-      const at::Tensor row = step.row.gather(1, apart.column.clamp_max(width - 1));
-      probes = {apart.shape.pack(row), apart.shape.cu(), apart.shape.pack(is_one)};
-      result.probe = at::zeros({step.row.size(0), width + apart.shape.width()}, is_one.options())
-                         .scatter_(1, apart.column, is_one)
-                         .narrow(1, 0, width);
+      probes = {apart.shape.pack(apart.of(step.row)), apart.shape.cu(), apart.shape.pack(is_one)};
+      result.probe = apart.spread(is_one, step.row.size(1));
     }
     InfluenceOptions options = o.influence();
     options.poll = step.poll;

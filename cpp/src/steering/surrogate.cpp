@@ -64,17 +64,24 @@ RowSet joined(const RowSet& a, const RowSet& b) {
   return both;
 }
 
+// What a gradient's passes compute: the batch as it is, or, where they compute whole sequences, the
+// sequences of it that have candidates.
+struct Part {
+  PackedBatch batch;
+  RowSet candidates, probes;
+};
+
 // Candidates, probes and what must or shall stay active around them, or all rows.
-RowSet active_rows(const Denoiser& model, const SurrogateRequest& request) {
-  const PackedBatch& batch = request.batch;
-  const InfluenceOptions& o = request.options;
+RowSet active_rows(const Denoiser& model, const Part& part, const InfluenceOptions& o,
+                   bool disjoint) {
+  const PackedBatch& batch = part.batch;
   if (o.adjoint == AdjointKind::dense) return all_rows(batch);
   if (o.halo == 0 && !model.info().logit_shift) {
-    if (request.probes.rows.is_same(request.candidates.rows)) return request.candidates;
-    if (request.disjoint) return joined(request.candidates, request.probes);
+    if (part.probes.rows.is_same(part.candidates.rows)) return part.candidates;
+    if (disjoint) return joined(part.candidates, part.probes);
   }
-  const std::vector<int64_t> candidates = host(request.candidates.rows);
-  const std::vector<int64_t> probes = host(request.probes.rows);
+  const std::vector<int64_t> candidates = host(part.candidates.rows);
+  const std::vector<int64_t> probes = host(part.probes.rows);
   std::vector<int64_t> rows, cu{0};
   for (int64_t b = 0; b < batch.size(); ++b) {
     const int64_t begin = batch.cu_seqlens[b], length = batch.cu_seqlens[b + 1] - begin;
@@ -86,8 +93,8 @@ RowSet active_rows(const Denoiser& model, const SurrogateRequest& request) {
         is_active[i] = 1;
       }
     };
-    const auto& cu_c = request.candidates.cu_rows;
-    const auto& cu_p = request.probes.cu_rows;
+    const auto& cu_c = part.candidates.cu_rows;
+    const auto& cu_p = part.probes.cu_rows;
     for (int64_t i = cu_c[b]; i < cu_c[b + 1]; ++i) mark(candidates[i], 0);
     // A shifted model predicts a probe at the row before it, whose output must vary.
     for (int64_t i = cu_p[b]; i < cu_p[b + 1]; ++i) mark(probes[i], model.info().logit_shift);
@@ -98,12 +105,6 @@ RowSet active_rows(const Denoiser& model, const SurrogateRequest& request) {
   }
   return row_set(std::move(rows), std::move(cu), model.info().device);
 }
-
-// The sequences of a batch that have candidates, for passes that compute whole sequences.
-struct Part {
-  PackedBatch batch;
-  RowSet candidates, probes;
-};
 
 Part steered_part(const SurrogateRequest& request, at::Device device) {
   std::vector<at::Tensor> tokens;
@@ -162,21 +163,16 @@ SurrogateScores surrogate_scores(const Denoiser& model, const SurrogateRequest& 
   at::Tensor delta = directions(model, request), weight;
   if (request.candidates.valid.defined()) delta = delta * request.candidates.valid.unsqueeze(1);
   if (request.probes.valid.defined()) weight = request.probes.valid.to(at::kFloat);
-  Part part;
-  if (!frozen) part = steered_part(request, model.info().device);
-  const PackedBatch& batch = frozen ? request.batch : part.batch;
-  const RowSet& candidates = frozen ? request.candidates : part.candidates;
-  const RowSet& probes = frozen ? request.probes : part.probes;
-  SurrogateRequest part_request{batch, candidates, probes, {}, {}, {}, o};
-  part_request.disjoint = request.disjoint;
-  const RowSet active = active_rows(model, part_request);
+  const Part part = frozen ? Part{request.batch, request.candidates, request.probes}
+                           : steered_part(request, model.info().device);
+  const RowSet active = active_rows(model, part, o, request.disjoint);
   SurrogateScores result;
-  if (!request.tokens.defined()) result.head_rows = candidates.count();
+  if (!request.tokens.defined()) result.head_rows = part.candidates.count();
   at::Tensor gradient, entropy;
   for (double alpha : o.alpha) {
-    const EntropyGradient g =
-        model.entropy_gradient({batch, active, candidates, probes, delta * alpha, weight,
-                                request.forbidden, frozen ? request.context : nullptr, o.poll});
+    const EntropyGradient g = model.entropy_gradient(
+        {part.batch, active, part.candidates, part.probes, delta * alpha, weight, request.forbidden,
+         frozen ? request.context : nullptr, o.poll});
     const at::Tensor share = g.gradient.to(at::kDouble);
     gradient = gradient.defined() ? gradient.add_(share) : share;
     const at::Tensor nats = g.entropy.to(at::kDouble);

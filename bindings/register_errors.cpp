@@ -9,29 +9,24 @@ namespace {
 
 namespace py = pybind11;
 
-// The Python classes; they live as long as the module, which is as long as the interpreter.
+// The Python classes, of tabes/errors.py; they live as long as the interpreter.
 PyObject *error, *checkpoint_error, *input_error, *numerics_error, *device_error;
 
-PyObject* define(py::module_& m, const char* name, const char* doc, const py::tuple& bases) {
-  const std::string qualified = std::string("tabes.") + name;
-  PyObject* type = PyErr_NewExceptionWithDoc(qualified.c_str(), doc, bases.ptr(), nullptr);
-  if (!type) throw py::error_already_set();
-  m.attr(name) = py::reinterpret_borrow<py::object>(type);
-  return type;
+PyObject* take(py::module_& m, const py::module_& errors, const char* name) {
+  py::object type = errors.attr(name);
+  m.attr(name) = type;
+  return type.release().ptr();
 }
 
 }  // namespace
 
 void register_errors(py::module_& m) {
-  error = define(m, "Error", "Base of every error tabes raises.",
-                 py::make_tuple(py::handle(PyExc_RuntimeError)));
-  const auto base = py::make_tuple(py::handle(error));
-  checkpoint_error = define(m, "CheckpointError", "A checkpoint that cannot be used.", base);
-  input_error = define(m, "InputError", "An argument outside its documented range.",
-                       py::make_tuple(py::handle(error), py::handle(PyExc_ValueError)));
-  numerics_error = define(m, "NumericsError", "The model computed NaN or infinite values.", base);
-  device_error =
-      define(m, "DeviceError", "A device or dtype that is missing, or out of memory.", base);
+  const auto errors = py::module_::import("tabes.errors");
+  error = take(m, errors, "Error");
+  checkpoint_error = take(m, errors, "CheckpointError");
+  input_error = take(m, errors, "InputError");
+  numerics_error = take(m, errors, "NumericsError");
+  device_error = take(m, errors, "DeviceError");
   py::register_exception_translator([](std::exception_ptr pointer) {
     try {
       if (pointer) std::rethrow_exception(pointer);

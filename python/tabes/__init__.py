@@ -12,33 +12,36 @@ from tabes import _torch_check
 
 _torch_check.check()
 
-# ruff: noqa: E402  -- the compiled module must not be loaded before the check above has passed.
+# ruff: noqa: E402  -- nothing else is looked at before the check above has passed.
+import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from tabes import _core, trace
 from tabes._build_info import VERSION as __version__
-from tabes._core import (
-    BoE,
-    CheckpointError,
-    Decision,
-    DeviceError,
-    Error,
-    Influence,
-    InputError,
-    ModelInfo,
-    NumericsError,
-    Policy,
-    Predictions,
-    StepContext,
-    StepRecord,
-    policy_names,
-)
-from tabes.convert import convert
-from tabes.generation import GenerateOutput, generate
-from tabes.influence import influence
-from tabes.model import Model, load
-from tabes.policies import make_policy
-from tabes.wrap import wrap
+from tabes.bundled import demo_checkpoint
+from tabes.errors import CheckpointError, DeviceError, Error, InputError, NumericsError
+
+if TYPE_CHECKING:
+    from tabes import trace
+    from tabes._core import (
+        BoE,
+        Decision,
+        Influence,
+        ModelInfo,
+        Policy,
+        Predictions,
+        StepContext,
+        StepRecord,
+        policy_names,
+    )
+    from tabes.convert import convert
+    from tabes.generation import GenerateOutput, generate
+    from tabes.influence import influence
+    from tabes.model import Model, load
+    from tabes.policies import make_policy
+    from tabes.wrap import wrap
 
 __all__ = [
     "BoE",
@@ -70,22 +73,62 @@ __all__ = [
     "wrap",
 ]
 
+# The module of every name that is imported at its first use. Most of them need torch, which takes
+# seconds to import; `tabes --help` needs none.
+_HOMES = {
+    "BoE": "tabes._core",
+    "Decision": "tabes._core",
+    "GenerateOutput": "tabes.generation",
+    "Influence": "tabes._core",
+    "Model": "tabes.model",
+    "ModelInfo": "tabes._core",
+    "Policy": "tabes._core",
+    "Predictions": "tabes._core",
+    "StepContext": "tabes._core",
+    "StepRecord": "tabes._core",
+    "convert": "tabes.convert",
+    "generate": "tabes.generation",
+    "influence": "tabes.influence",
+    "load": "tabes.model",
+    "make_policy": "tabes.policies",
+    "policy_names": "tabes._core",
+    "wrap": "tabes.wrap",
+}
 
-def demo_checkpoint(name: str = "moses") -> Path:
-    """The folder of a bundled model: "moses" (SMILES), "sudoku" or "countdown".
 
-    Raises InputError for another name.
-    """
-    models = Path(__file__).parent / "models"
-    known = sorted(path.parent.name for path in models.glob("*/config.json"))
-    if name not in known:
-        raise InputError(f"there is no bundled model {name!r}; there are {', '.join(known)}")
-    return models / name
+class _Package(ModuleType):
+    """Functions that are called as their modules keep their names when those are imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and _HOMES.get(name) == value.__name__):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+if not TYPE_CHECKING:  # a type checker knows every name from above, and no others
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            value = getattr(import_module(_HOMES[name]), name)
+            globals()[name] = value
+            return value
+        if not name.startswith("__"):
+            try:
+                return import_module(f"tabes.{name}")
+            except ModuleNotFoundError as error:
+                if error.name != f"tabes.{name}":
+                    raise  # the module is there, but something that it needs is not
+        raise AttributeError(f"module 'tabes' has no attribute {name!r}", name=name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
 
 
 def _installed_dir(*parts: str) -> Path:
     """A folder that the build installs beside the compiled module."""
-    path = Path(_core.__file__).parent.joinpath(*parts)
+    core = import_module("tabes._core")
+    path = Path(str(core.__file__)).parent.joinpath(*parts)
     if not path.is_dir():
         raise Error(
             f"{path} does not exist: this installation of tabes has no C++ development files"

@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from tabes.errors import CheckpointError as CheckpointError
+from tabes.errors import DeviceError as DeviceError
+from tabes.errors import Error as Error
+from tabes.errors import InputError as InputError
+from tabes.errors import NumericsError as NumericsError
+
 version: str
 built_for_torch: str
-
-class Error(RuntimeError): ...
-class CheckpointError(Error): ...
-class InputError(Error, ValueError): ...
-class NumericsError(Error): ...
-class DeviceError(Error): ...
 
 class ModelInfo:
     @property

@@ -1,12 +1,17 @@
 """The check that runs before any shared library of tabes is loaded.
 
 A compiled extension works with the torch release it was built against and no other: loading it next
-to another one fails with missing symbols at best. Nothing here imports ``tabes._core``.
+to another one fails with missing symbols at best. Nothing here imports ``tabes._core``, and torch
+only where its version stands in no file: importing it takes seconds.
 """
 
 from __future__ import annotations
 
 import re
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 
 def release(version: str) -> str:
@@ -44,8 +49,40 @@ def mismatch(built_for: str, found: str | None, tabes_version: str) -> str | Non
     )
 
 
+def installed() -> str | None:
+    """The version of the torch that an import gives, None if there is none."""
+    if "torch" not in sys.modules:
+        spec = find_spec("torch")
+        if spec is None:
+            return None
+        try:
+            text = (Path(spec.origin or "").parent / "version.py").read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            text = ""
+        written = re.search(r"^__version__ = ['\"]([^'\"]+)['\"]", text, re.MULTILINE)
+        if written:
+            return written[1]
+    try:
+        torch = import_module("torch")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise  # torch is there, but something that it needs is not
+        return None
+    return str(getattr(torch, "__version__", "of unknown version"))
+
+
+class _TorchFirst:
+    """Finds no module, but has torch imported before the compiled one, whoever imports that: torch
+    loads the libraries that it is linked to."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        if name == "tabes._core":
+            import_module("torch")
+
+
 def check() -> None:
-    """Raises ImportError unless the torch that tabes was built for can be imported."""
+    """Raises ImportError unless the torch that tabes was built for is installed."""
     try:
         from tabes._build_info import TORCH_VERSION, VERSION
     except ModuleNotFoundError as error:
@@ -53,15 +90,8 @@ def check() -> None:
             "this is the source tree of tabes, which has no compiled library. "
             "Build and install it with: pip install . (in the folder of pyproject.toml)"
         ) from error
-    found: str | None
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise  # torch is there, but something that it needs is not
-        found = None
-    else:
-        found = str(getattr(torch, "__version__", "of unknown version"))
-    message = mismatch(TORCH_VERSION, found, VERSION)
+    message = mismatch(TORCH_VERSION, installed(), VERSION)
     if message is not None:
         raise ImportError(message, name="torch")
+    if _TorchFirst not in sys.meta_path:
+        sys.meta_path.insert(0, _TorchFirst)

@@ -9,9 +9,8 @@ import math
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -19,15 +18,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.style import Style
 from rich.text import Text
 
-from tabes._core import StepRecord
-from tabes.text import printable
+from tabes.display import MASK_SYMBOL, confidence_style, printable
+
+if TYPE_CHECKING:
+    import torch
+
+    from tabes._core import StepRecord
 
 _MASKED = Style(dim=True)
 _GUESSED = Style(dim=True, italic=True)
 _COMMITTED = Style()
 # Reversed, so that the mark is seen whatever colour the confidence gives.
 _AGAINST_CONFIDENCE = Style(reverse=True)
-MASK_SYMBOL = "░"
 _SECONDS_A_FRAME = 1 / 20
 
 
@@ -42,13 +44,6 @@ class View(Protocol):
         traceback: TracebackType | None,
     ) -> None: ...
     def __call__(self, record: StepRecord, tokens: list[torch.Tensor]) -> None: ...
-
-
-def confidence_style(confidence: float) -> Style:
-    """Red for a token revealed at confidence 0, over yellow, to green at 1."""
-    c = min(max(confidence, 0.0), 1.0) if confidence == confidence else 0.0
-    red, green = min(1.0, 2 - 2 * c), min(1.0, 2 * c)
-    return Style(color=f"rgb({55 + int(200 * red)},{55 + int(200 * green)},60)", bold=True)
 
 
 class Canvas:

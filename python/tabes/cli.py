@@ -22,6 +22,8 @@ from tabes import trace as tracing
 from tabes.bench import command as bench_command
 from tabes.canvas import Bar, Canvas, Silence, View
 from tabes.command_line import add_model_options
+from tabes.figure_file import check_figure
+from tabes.files import check_writable
 from tabes.generation import GenerateOutput, generate
 from tabes.inputs import Prompts
 from tabes.model import Model, load
@@ -306,7 +308,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     # The input is read first: a large model is not loaded only to complain about its prompt.
     prompts, policy = _prompts(arguments), _policy(arguments)
     if arguments.trace is not None:
-        tracing.check_writable(arguments.trace, "--trace")
+        check_writable(arguments.trace, "--trace")
     model = _load(arguments)
     with _view(model, arguments, f"{model.info.family} {arguments.policy}") as view:
         output = generate(
@@ -385,7 +387,7 @@ def _read_lines(name: str) -> list[str]:
 
 def _trace(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
-        tracing.check_figure(arguments.out)
+        check_figure(arguments.out)
     decodes = tracing.read(arguments.file)
     if not 0 <= arguments.sequence < len(decodes):
         raise tabes.InputError(

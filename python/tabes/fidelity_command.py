@@ -14,8 +14,8 @@ import torch
 from tabes._core import InputError
 from tabes.command_line import add_model_options
 from tabes.fidelity import Fidelity, Setting, fidelity, mask_at_random
+from tabes.figure_file import check_figure
 from tabes.model import Model, load
-from tabes.trace import check_figure
 
 
 def add_command(commands: Any) -> None:

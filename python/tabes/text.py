@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -481,10 +480,3 @@ def _visible(ids: Sequence[int], filled: Sequence[bool], ends: frozenset[int]) -
         ended = written and (ended or token in ends)
         if not ended:
             yield token
-
-
-@lru_cache(maxsize=8192)
-def printable(text: str) -> str:
-    """`text` with line breaks and tabs as symbols and other control characters as a dot."""
-    table = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
-    return "".join(table.get(c, c if c.isprintable() else "·") for c in text)

@@ -19,33 +19,25 @@ Numbers that are not known (the influence of a row that got none, say) are null.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
-import re
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rich.cells import cell_len
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from tabes._build_info import VERSION as PACKAGE_VERSION
-from tabes._core import BoE, InputError, Policy
-from tabes.canvas import MASK_SYMBOL, confidence_style
-from tabes.generation import GenerateOutput
-from tabes.model import Model
-from tabes.policies import BOE_SETTINGS
-from tabes.text import printable
+from tabes.display import MASK_SYMBOL, printable
+from tabes.errors import InputError
+from tabes.files import check_writable, read_text
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap, Normalize
-    from matplotlib.figure import Figure
+    from tabes._core import Policy
+    from tabes.generation import GenerateOutput
+    from tabes.model import Model
 
 FORMAT = "tabes-trace"
 VERSION = 1
@@ -154,6 +146,10 @@ def describe(output: GenerateOutput, model: Model, policy: str | Policy) -> dict
         model: from `tabes.load`.
         policy: its name, or the policy object.
     """
+    # Drawing what a file holds needs no torch.
+    from tabes._core import BoE, Policy
+    from tabes.policies import BOE_SETTINGS
+
     mask = model.info.mask_token_id
     values = output.to_dict()
     tokens: list[list[int]] = values["tokens"]
@@ -182,15 +178,6 @@ def describe(output: GenerateOutput, model: Model, policy: str | Policy) -> dict
         "pieces": None if tokenizer is None else {str(t): tokenizer.piece(t) for t in used},
         **values,
     }
-
-
-def check_writable(path: str | os.PathLike[str], what: str) -> None:
-    """Complains before a long run rather than after it. Raises InputError."""
-    target = Path(path)
-    if target.is_dir():
-        raise InputError(f"{what} {target}: this is a folder: name a file in it")
-    if not target.parent.is_dir():
-        raise InputError(f"{what} {target}: the folder {target.parent} does not exist")
 
 
 def save(
@@ -271,11 +258,9 @@ def read(path: str | os.PathLike[str]) -> list[Decode]:
 
     Raises InputError, naming file and place, for what cannot be read or contradicts itself.
     """
-    file = os.fspath(path)
+    file, text = os.fspath(path), read_text(path)
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also integers of 5000 digits
         raise InputError(f"{file} is not valid JSON: {error}") from error
     root = _Node(file, value)
@@ -366,10 +351,7 @@ def _read_pieces(node: _Node) -> dict[int, str]:
     return {int(key): node[key].text() for key in node.value}
 
 
-# --- In the terminal -------------------------------------------------------------------------
-
-_WRITTEN, _AGREED, _AGAINST = "·", "●", "◆"
-_COLUMNS = f"{'masked':>7}{'entropy':>9}{'predicted':>11}{'realised':>10}"
+# --- Drawings --------------------------------------------------------------------------------
 
 
 def render(decode: Decode, width: int) -> RenderableType:
@@ -379,78 +361,9 @@ def render(decode: Decode, width: int) -> RenderableType:
         decode: from `read`.
         width: of the lines. Where positions are more than fit, a column stands for several of them.
     """
-    number = len(str(decode.steps[-1].number + 1 if decode.steps else 0))
-    number = max(number, len("step"))
-    room = max(8, width - number - 1 - len(_COLUMNS))
-    each = max(1, math.ceil(len(decode.initial) / room))
-    columns = max(math.ceil(len(decode.initial) / each), len("position"))
-    head = Text(f"{'step':>{number}} {'position':<{columns}}{_COLUMNS}", no_wrap=True)
-    head.stylize("bold")
-    lines: list[RenderableType] = [Text(decode.title, style="bold"), head]
-    masked = {p for p, token in enumerate(decode.initial) if token == decode.mask_token_id}
-    for step in decode.steps:
-        revealed = {reveal.position: reveal for reveal in step.reveals}
-        masked -= revealed.keys()
-        line = Text(f"{step.number + 1:>{number}} ", no_wrap=True, overflow="crop")
-        for first in range(0, len(decode.initial), each):
-            _append_cell(line, range(first, first + each), masked, revealed)
-        line.pad_right(max(0, number + 1 + columns - cell_len(line.plain)))
-        line.append(f"{len(masked):>7}{_fixed(step.mean_entropy):>9}")
-        line.append(f"{_fixed(step.predicted_fall):>11}{_fixed(step.realised_fall):>10}")
-        lines.append(line)
-    lines.append(Text("".join(map(decode.label, decode.final)), overflow="fold"))
-    legend = f"{MASK_SYMBOL} masked  {_WRITTEN} written  {_AGREED} revealed"
-    legend += f"  {_AGAINST} revealed against the order of confidence; entropy and its fall in nats"
-    if each > 1:
-        legend += f"; a column is {each} positions"
-    lines.append(Text(legend, style="dim"))
-    return Group(*lines)
+    from tabes.trace_text import lines
 
-
-def _append_cell(
-    line: Text, positions: range, masked: set[int], revealed: Mapping[int, Reveal]
-) -> None:
-    """One symbol for `positions`: of what is in them, what matters most."""
-    here = [revealed[p] for p in positions if p in revealed]
-    if here:
-        against = [reveal for reveal in here if reveal.against_confidence]
-        shown = (against or here)[0]
-        line.append(_AGAINST if against else _AGREED, confidence_style(shown.confidence))
-    else:
-        line.append(MASK_SYMBOL if any(p in masked for p in positions) else _WRITTEN, "dim")
-
-
-def _fixed(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-# --- As a figure -----------------------------------------------------------------------------
-
-FIGURE_TYPES = (".svg", ".png")
-_MOST_LABELS = 80  # positions; beyond, token texts would overlap
-_AGAINST_COLOUR = "#d62728"
-_PREDICTED_COLOUR, _REALISED_COLOUR = "#1f77b4", "#ff7f0e"
-
-
-def check_figure(path: str | os.PathLike[str]) -> None:
-    """Raises InputError if `draw` could not write there, or has nothing to draw with."""
-    if Path(path).suffix.lower() not in FIGURE_TYPES:
-        raise InputError(
-            f"figure {os.fspath(path)}: its name must end in {' or '.join(FIGURE_TYPES)}"
-        )
-    check_writable(path, "figure")
-    _figure_class()
-
-
-def _figure_class() -> type[Figure]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            f"a figure needs matplotlib ({error}): pip install 'matplotlib>=3.8'; without --out "
-            "the drawing goes to the terminal"
-        ) from error
-    return Figure
+    return Group(*lines(decode, width))
 
 
 def draw(decode: Decode, path: str | os.PathLike[str]) -> None:
@@ -461,193 +374,11 @@ def draw(decode: Decode, path: str | os.PathLike[str]) -> None:
 
     Args:
         decode: from `read`.
-        path: an .svg or .png file.
+        path: an .svg, .png or .pdf file.
 
-    Raises InputError if matplotlib is missing, the name ends in neither, or it cannot be written.
+    Raises InputError if matplotlib is missing, the name ends in none of them, or the file cannot be
+    written.
     """
-    check_figure(path)
-    import matplotlib
+    from tabes.trace_figure import save as save_figure
 
-    # A user's style file must not change what the figure says, and the same trace gives the same
-    # bytes. Text stays text: the file is small and can be searched.
-    fixed: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": FORMAT,
-        "font.sans-serif": ["DejaVu Sans"],  # every text of an SVG repeats this list
-        "font.size": 8,
-    }
-    vector = Path(path).suffix.lower() == ".svg"
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(fixed)
-        warnings.filterwarnings("ignore", message="Glyph")  # tokens in scripts the font lacks
-        drawn = io.BytesIO()
-        _figure(decode).savefig(
-            drawn,
-            format="svg" if vector else "png",
-            dpi=150,
-            metadata={"Date": None} if vector else None,
-        )
-    content = _compact(drawn.getvalue()) if vector else drawn.getvalue()
-    try:
-        Path(path).write_bytes(content)
-    except OSError as error:
-        raise InputError(f"figure {os.fspath(path)} cannot be written: {error}") from error
-
-
-def _compact(svg: bytes) -> bytes:
-    """`svg` without indentation and turns by nothing, of which matplotlib writes many."""
-    svg = re.sub(rb"^ +", b"", svg, flags=re.MULTILINE)
-    return re.sub(rb' transform="rotate\(-0 [-.0-9]+ [-.0-9]+\)"', b"", svg)
-
-
-def _figure(decode: Decode) -> Figure:
-    steps, length = max(1, len(decode.steps)), len(decode.initial)
-    # Cells are near squares while that gives a figure of usual size.
-    width = min(max(6.5, 0.19 * length + 1.2), 14)
-    height = min(max(1.6, 0.19 * steps + 0.7), 9)
-    figure = _figure_class()(figsize=(width, height + 2.3), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(height, 2.0))
-    figure.suptitle(decode.title, parse_math=False, fontsize=9)
-    _draw_order(figure, figure.add_subplot(grid[0, :]), decode)
-    _draw_entropy(figure.add_subplot(grid[1, 0]), decode)
-    _draw_fall(figure.add_subplot(grid[1, 1]), decode)
-    return figure
-
-
-def _draw_order(figure: Figure, axes: Axes, decode: Decode) -> None:
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-    from matplotlib.patches import Patch, Rectangle
-
-    length, count = len(decode.initial), max(1, len(decode.steps))
-    labelled = length <= _MOST_LABELS
-    entropies = [r.entropy for s in decode.steps for r in s.reveals if not math.isnan(r.entropy)]
-    colours, scale = colormaps["viridis_r"], Normalize(0, max([*entropies, 1e-3]))
-    cell = _cell_style(colours, scale)
-    # What is written already, from the given tokens on: one path, as cells below cells would
-    # make most of a file.
-    given = [-0.5 if t != decode.mask_token_id else count - 0.5 for t in decode.initial]
-    written = list(given)
-    for row, step in enumerate(decode.steps):
-        for reveal in step.reveals:
-            written[reveal.position] = row + 0.5
-    edges = [p - 0.5 for p in range(length + 1)]
-    for tops, colour in ((written, "0.95"), (given, "0.88")):
-        axes.stairs(tops, edges, baseline=count - 0.5, fill=True, color=colour, zorder=0)
-    for row, step in enumerate(decode.steps):
-        for reveal in step.reveals:
-            corner = (reveal.position - 0.5, row - 0.5)
-            patch = Rectangle(corner, 1, 1, facecolor=cell(reveal.entropy)[0], linewidth=0)
-            patch.set_gid(f"reveal-{reveal.position}")
-            axes.add_patch(patch)
-            if reveal.against_confidence:
-                inside = (corner[0] + 0.08, corner[1] + 0.08)
-                frame = Rectangle(inside, 0.84, 0.84, fill=False, edgecolor=_AGAINST_COLOUR)
-                frame.set(linewidth=1.5, gid=f"against-{reveal.position}", zorder=2)
-                axes.add_patch(frame)
-            text = decode.label(reveal.token)
-            if labelled and cell_len(text) <= 2:
-                style: dict[str, Any] = dict(ha="center", va="center", fontsize=6, zorder=3)
-                colour = cell(reveal.entropy)[1]
-                axes.text(
-                    reveal.position,
-                    row,
-                    text,
-                    color=colour,
-                    parse_math=False,
-                    clip_on=True,
-                    **style,
-                )
-    axes.set_xlim(-0.5, length - 0.5)
-    axes.set_ylim(count - 0.5, -0.5)
-    axes.set_ylabel("step")
-    every = max(1, math.ceil(count / 24))
-    axes.set_yticks(
-        range(0, len(decode.steps), every), [str(step.number + 1) for step in decode.steps[::every]]
-    )
-    if labelled:
-        texts = [decode.label(token) for token in decode.final]
-        axes.set_xticks(range(length), texts, fontsize=6, parse_math=False)
-        for tick, text in zip(axes.get_xticklabels(), texts, strict=True):
-            tick.set_rotation(90 if cell_len(text) > 2 else 0)
-        axes.tick_params(axis="x", length=0)
-        axes.set_xlabel("position, with its last token")
-    else:
-        axes.set_xlabel("position")
-    bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, pad=0.01, fraction=0.03)
-    bar.set_label("entropy at reveal (nats)")
-    if any(r.against_confidence for s in decode.steps for r in s.reveals):
-        handle = Patch(fill=False, edgecolor=_AGAINST_COLOUR, linewidth=1.5)
-        axes.legend(
-            [handle],
-            ["revealed against the order of confidence"],
-            loc="lower right",
-            bbox_to_anchor=(1, 1),
-            frameon=False,
-            borderpad=0,
-        )
-
-
-def _cell_style(
-    colours: Colormap, scale: Normalize
-) -> Callable[[float], tuple[tuple[float, float, float, float] | str, str]]:
-    """Colours of a cell and of the text on it, by entropy."""
-
-    def style(entropy: float) -> tuple[tuple[float, float, float, float] | str, str]:
-        if math.isnan(entropy):
-            return "white", "black"
-        red, green, blue, alpha = colours(float(scale(entropy)))
-        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-        return (red, green, blue, alpha), "white" if dark else "black"
-
-    return style
-
-
-def _draw_entropy(axes: Axes, decode: Decode) -> None:
-    numbers = [step.number + 1 for step in decode.steps]
-    (entropy,) = axes.plot(
-        numbers, [step.mean_entropy for step in decode.steps], "o-", markersize=3, color="#440154"
-    )
-    axes.set_xlabel("step")
-    axes.set_ylabel("mean entropy\nof the revealed (nats)")
-    axes.set_ylim(bottom=0)
-    other = axes.twinx()
-    (masked,) = other.plot(
-        numbers,
-        [step.masked - len(step.reveals) for step in decode.steps],
-        "--",
-        color="0.5",
-    )
-    other.set_ylabel("masks left")
-    other.set_ylim(bottom=0)
-    axes.legend([entropy, masked], ["entropy", "masks left"], frameon=False)
-    _whole_steps(axes)
-
-
-def _draw_fall(axes: Axes, decode: Decode) -> None:
-    numbers = [step.number + 1 for step in decode.steps]
-    axes.set_xlabel("step")
-    axes.set_ylabel("fall of the probes'\nentropy (nats)")
-    if all(math.isnan(step.predicted_fall) for step in decode.steps):
-        axes.set_xticks([])
-        axes.set_yticks([])
-        style: dict[str, Any] = dict(ha="center", va="center", color="0.4")
-        axes.text(0.5, 0.5, "not steered", transform=axes.transAxes, **style)
-        return
-    for name, marker, colour, values in (
-        ("predicted", "o-", _PREDICTED_COLOUR, [s.predicted_fall for s in decode.steps]),
-        ("realised", "s--", _REALISED_COLOUR, [s.realised_fall for s in decode.steps]),
-    ):
-        axes.plot(numbers, values, marker, markersize=3, color=colour, label=name)
-    axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-    axes.set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)
-    axes.legend(frameon=False)
-    _whole_steps(axes)
-
-
-def _whole_steps(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    save_figure(decode, path)

@@ -257,7 +257,7 @@ def test_damaged_files(
         (b"", "not valid JSON"),
         (b'{"format": ', "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
-        (b"\xff\xfe", "cannot be read"),
+        (b"\xff\xfe", "is UTF-16 or no text"),
         (b"[1, 2]", "is not a trace: tabes generate --trace"),
     ],
 )
@@ -363,7 +363,7 @@ def test_the_trace_command_refuses(
     for arguments, message in (
         (("--sequence", 2), "--sequence 2: "),
         (("--sequence", -1), "has 2 sequences, counted from 0"),
-        (("--out", "figure.gif"), "must end in .svg or .png"),
+        (("--out", "figure.gif"), "must end in .svg, .png or .pdf"),
         (("--out", "/no/such/folder/f.svg"), "/no/such/folder does not exist"),
     ):
         assert message in complaint(capsys, "trace", steered, *arguments)

@@ -1,0 +1,63 @@
+"""A decode in the terminal: a line a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from rich.cells import cell_len
+from rich.console import RenderableType
+from rich.text import Text
+
+from tabes.display import MASK_SYMBOL, confidence_style
+from tabes.trace import Decode, Reveal
+
+_WRITTEN, _AGREED, _AGAINST = "·", "●", "◆"
+_COLUMNS = f"{'masked':>7}{'entropy':>9}{'predicted':>11}{'realised':>10}"
+
+
+def lines(decode: Decode, width: int) -> list[RenderableType]:
+    """See `tabes.trace.render`."""
+    number = len(str(decode.steps[-1].number + 1 if decode.steps else 0))
+    number = max(number, len("step"))
+    room = max(8, width - number - 1 - len(_COLUMNS))
+    each = max(1, math.ceil(len(decode.initial) / room))
+    columns = max(math.ceil(len(decode.initial) / each), len("position"))
+    head = Text(f"{'step':>{number}} {'position':<{columns}}{_COLUMNS}", no_wrap=True)
+    head.stylize("bold")
+    out: list[RenderableType] = [Text(decode.title, style="bold"), head]
+    masked = {p for p, token in enumerate(decode.initial) if token == decode.mask_token_id}
+    for step in decode.steps:
+        revealed = {reveal.position: reveal for reveal in step.reveals}
+        masked -= revealed.keys()
+        line = Text(f"{step.number + 1:>{number}} ", no_wrap=True, overflow="crop")
+        for first in range(0, len(decode.initial), each):
+            _append_cell(line, range(first, first + each), masked, revealed)
+        line.pad_right(max(0, number + 1 + columns - cell_len(line.plain)))
+        line.append(f"{len(masked):>7}{_fixed(step.mean_entropy):>9}")
+        line.append(f"{_fixed(step.predicted_fall):>11}{_fixed(step.realised_fall):>10}")
+        out.append(line)
+    out.append(Text("".join(map(decode.label, decode.final)), overflow="fold"))
+    legend = f"{MASK_SYMBOL} masked  {_WRITTEN} written  {_AGREED} revealed"
+    legend += f"  {_AGAINST} revealed against the order of confidence; entropy and its fall in nats"
+    if each > 1:
+        legend += f"; a column is {each} positions"
+    out.append(Text(legend, style="dim"))
+    return out
+
+
+def _append_cell(
+    line: Text, positions: range, masked: set[int], revealed: Mapping[int, Reveal]
+) -> None:
+    """One symbol for `positions`: of what is in them, what matters most."""
+    here = [revealed[p] for p in positions if p in revealed]
+    if here:
+        against = [reveal for reveal in here if reveal.against_confidence]
+        shown = (against or here)[0]
+        line.append(_AGAINST if against else _AGREED, confidence_style(shown.confidence))
+    else:
+        line.append(MASK_SYMBOL if any(p in masked for p in positions) else _WRITTEN, "dim")
+
+
+def _fixed(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"

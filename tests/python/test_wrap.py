@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import sys
 import threading
@@ -16,112 +15,21 @@ import tabes
 import torch
 import transformers
 from reference import Reference, influence
-from torch import nn
-from torch.nn import functional as F
+from wrapped_models import (
+    MASK,
+    ROUNDS,
+    SIZES,
+    TINY,
+    Known,
+    Mixer,
+    canvas,
+    make,
+    reference_of,
+    relative,
+    split,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-MASK = 3
-SIZES: dict[str, Any] = dict(
-    vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-    intermediate_size=40, max_position_embeddings=64, pad_token_id=0,
-)  # fmt: skip
-
-
-def make(name: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
-    """A random model, its weights large enough that rows matter to each other."""
-    torch.manual_seed(7)
-    sizes = SIZES | changes
-    if name == "bert":
-        model = transformers.BertForMaskedLM(transformers.BertConfig(**sizes))
-    elif name == "modernbert":
-        ends = dict.fromkeys(("bos_token_id", "cls_token_id"), 1)
-        ends |= dict.fromkeys(("eos_token_id", "sep_token_id"), 2)
-        config = transformers.ModernBertConfig(**sizes, **ends, local_attention=8)
-        model = transformers.ModernBertForMaskedLM(config)
-    elif name in ("esm", "esm_positions"):
-        config = transformers.EsmConfig(
-            **sizes, token_dropout=True, mask_token_id=MASK, emb_layer_norm_before=False,
-            position_embedding_type="rotary" if name == "esm" else "absolute",
-        )  # fmt: skip
-        model = transformers.EsmForMaskedLM(config)
-    else:
-        config = transformers.Qwen3Config(**sizes, num_key_value_heads=2, head_dim=16)
-        config.is_causal = False
-        model = transformers.Qwen3ForCausalLM(config)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() > 1:
-                p.mul_(6)
-    return model.to(dtype).eval()
-
-
-# These rotate or normalise in float32 whatever their dtype.
-ROUNDS = ["modernbert", "qwen3", "esm"]
-TINY = ["bert", "modernbert", "esm", "esm_positions", "qwen3"]
-
-
-def canvas(length: int, seed: int, vocab: int = 50, masks: float = 0.5) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(4, vocab, (length,), generator=generator)
-    tokens[torch.randperm(length, generator=generator)[: int(masks * length)]] = MASK
-    return tokens
-
-
-def split(tokens: torch.Tensor, mask: int = MASK, count: int = 4) -> tuple[list[int], list[int]]:
-    masked = (tokens == mask).nonzero()[:, 0].tolist()
-    return masked[::2][:count][::-1], masked[1::2][:count]
-
-
-def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((got - wanted).norm() / wanted.norm())
-
-
-# ---- The reference: stopped attention written out, in a copy of the model ------------------------
-
-_kept: list[torch.Tensor | None] = [None]
-
-
-def stopped(
-    module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, scaling: float,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:  # fmt: skip
-    repeat = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-    scores = q @ k.transpose(2, 3) * scaling
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    out = (scores.softmax(-1) @ v).transpose(1, 2)
-    if _kept[0] is not None:
-        out = torch.where(_kept[0][None, :, None, None], out, out.detach())
-    return out, None
-
-
-def reference_of(model: Any, tokens: torch.Tensor) -> Reference:
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-
-    transformers.AttentionInterface.register("stopped", stopped)
-    transformers.AttentionMaskInterface.register("stopped", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    model = copy.deepcopy(model)
-    model.set_attn_implementation("stopped")
-    table = model.get_input_embeddings().weight.detach().clone()
-    share = None
-    if getattr(model.config, "token_dropout", False):
-        table[MASK] = 0
-        share = 1 - (tokens == MASK).float().mean()  # in float32, as transformers computes it
-
-    def logits(x: torch.Tensor, active: torch.Tensor | None = None) -> torch.Tensor:
-        _kept[0] = active
-        try:
-            x = (x if share is None else x * 0.88 / share)[None]
-            if model.config.model_type == "esm":
-                x = model.esm.embeddings(inputs_embeds=x)
-            return model(inputs_embeds=x).logits[0]
-        finally:
-            _kept[0] = None
-
-    return Reference(table, logits, MASK)
-
 
 # ---- transformers models -------------------------------------------------------------------------
 
@@ -177,7 +85,7 @@ def test_tis_equals_autograd_with_stopped_attention(
     wrapped = tabes.wrap(model, mask_token_id=MASK)
     calls = count_calls(monkeypatch)
     if by == "definition":
-        monkeypatch.setattr(importlib.import_module("tabes.wrap"), "_fits", lambda *_: False)
+        monkeypatch.setattr(importlib.import_module("tabes.attention"), "_fits", lambda *_: False)
     candidates, probes = (list(s) for s in zip(*map(split, batch), strict=True))
     limit = 2e-5 if name in ROUNDS else 1e-9
     apart = []
@@ -321,26 +229,6 @@ def test_text_goes_through_the_tokenizer_of_transformers(
 
 
 # ---- Modules and functions -----------------------------------------------------------------------
-
-
-class Mixer(nn.Module):
-    """A model that no library knows: attention of its own, then a projection."""
-
-    def __init__(self, vocab: int = 20, width: int = 8) -> None:
-        super().__init__()
-        torch.manual_seed(2)
-        self.table = nn.Embedding(vocab, width)
-        self.out = nn.Linear(width, vocab)
-        self.double().eval()
-
-    def forward(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        x = inputs_embeds
-        return self.out(x + (x @ x.transpose(1, 2)).softmax(-1) @ x.tanh())
-
-
-class Known(Mixer):
-    def get_input_embeddings(self) -> nn.Module:
-        return self.table
 
 
 @pytest.mark.parametrize("form", ["module", "known", "function", "dict", "tuple"])
@@ -539,205 +427,9 @@ def test_transformers_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tabes.generate(wrapped, [5, 3, 3, 3, 6], steps=2, policy="boe_paper").finished
 
 
-# ---- Errors --------------------------------------------------------------------------------------
-
-
-class OddError(Exception):
-    pass
-
-
-class FailsBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        raise OddError("backward")
-
-
-def score(model: Callable[..., Any]) -> None:
-    wrapped = tabes.wrap(model, mask_token_id=MASK, embedding_table=torch.ones(20, 8))
-    tabes.influence(wrapped, [[5, 3, 3, 6]], [[1]], [[2]])
-
-
-def fails(inputs_embeds: torch.Tensor) -> torch.Tensor:
-    raise OddError("forward")
-
-
-@pytest.mark.parametrize(
-    ("model", "error", "message"),
-    [
-        (lambda inputs_embeds: inputs_embeds, tabes.InputError, r"expected \[1, 4, 20\]"),
-        (lambda inputs_embeds: inputs_embeds[0], tabes.InputError, "logits of shape"),
-        (lambda inputs_embeds: torch.ones(1, 4, 20), tabes.InputError, "finds no way"),
-        (
-            lambda inputs_embeds: torch.ones(1, 4, 20, requires_grad=True),
-            tabes.InputError,
-            "do not depend",
-        ),
-        (lambda inputs_embeds: "words", tabes.InputError, "returned str, not logits"),
-        (lambda inputs_embeds: None, tabes.InputError, "returned NoneType, not logits"),
-        (
-            lambda inputs_embeds: torch.ones(1, 4, 20, dtype=torch.int64),
-            tabes.InputError,
-            "logits of type",
-        ),
-        (fails, OddError, "forward"),
-        (
-            lambda inputs_embeds: FailsBackward.apply(F.pad(inputs_embeds, (0, 12))),
-            OddError,
-            "backward",
-        ),
-        (
-            # Zero, with a derivative that is not a number.
-            lambda inputs_embeds: F.pad(inputs_embeds + (inputs_embeds * 0).sqrt() * 0, (0, 12)),
-            tabes.NumericsError,
-            "influence of sequence 0, position 1",
-        ),
-        (
-            lambda inputs_embeds: F.pad(inputs_embeds * torch.nan, (0, 12)),
-            tabes.NumericsError,
-            "is not a number",
-        ),
-    ],
-)
-def test_failing_functions(model: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        score(model)
-    # Nothing is left behind that would disturb the next call.
-    score(lambda inputs_embeds: F.pad(inputs_embeds, (0, 12)))
-
-
-def test_nan_gradients_stop_a_decode() -> None:
-    wrapped = tabes.wrap(
-        lambda inputs_embeds: F.pad(inputs_embeds + (inputs_embeds * 0).sqrt() * 0, (0, 12)),
-        mask_token_id=MASK,
-        embedding_table=torch.randn(20, 8),
-    )
-    with pytest.raises(tabes.NumericsError, match="influence of sequence 0, position 1"):
-        tabes.generate(wrapped, [5, 3, 3, 3, 3, 3, 3, 6], steps=3, policy="boe_paper")
-
-
-def test_one_nan_gradient_among_equal_ones_stops_a_decode() -> None:
-    """Scaled to the unit interval the others would have hidden it."""
-
-    def logits(inputs_embeds: torch.Tensor) -> torch.Tensor:
-        broken = (inputs_embeds[:, 2:3] * 0).sqrt() * 0
-        return F.pad(inputs_embeds * 0 + broken, (0, 12))
-
-    wrapped = tabes.wrap(logits, mask_token_id=MASK, embedding_table=torch.randn(20, 8))
-    with pytest.raises(tabes.NumericsError, match="influence of sequence 0, position 2"):
-        tabes.generate(wrapped, [5, 3, 3, 3, 3, 3, 3, 6], steps=3, policy="boe_paper")
-
-
-def headless() -> Any:
-    return transformers.BertModel(transformers.BertConfig(**SIZES)).eval()
-
-
-def causal() -> Any:
-    config = transformers.Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=16)
-    return transformers.Qwen3ForCausalLM(config).eval()
-
-
-def encoder_decoder() -> Any:
-    config = transformers.BartConfig(
-        vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    return transformers.BartForConditionalGeneration(config).eval()
-
-
-class UsesIds(transformers.BertForMaskedLM):
-    def forward(self, input_ids: Any = None, **options: Any) -> Any:
-        out = super().forward(input_ids=input_ids, **options)
-        if input_ids is not None:
-            out.logits = out.logits + input_ids[..., None]
-        return out
-
-
-def uses_ids() -> Any:
-    return UsesIds(transformers.BertConfig(**SIZES)).eval()
-
-
-def in_training() -> Any:
-    model = make("bert")
-    model.bert.encoder.train()
-    return model
-
-
-def of_inference_mode() -> Any:
-    with torch.inference_mode():
-        return make("bert")
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (headless, "wrap a model with a language-model head"),
-        (causal, "Qwen3ForCausalLM is causal"),
-        (encoder_decoder, "cannot be called with inputs_embeds"),
-        (uses_ids, "other logits from embeddings"),
-        (in_training, "is in training mode"),
-        (of_inference_mode, "made under torch.inference_mode"),
-        (Mixer, "input embeddings of Mixer cannot be reached"),
-        (lambda: len, "input embeddings of builtin_function_or_method cannot be reached"),
-        (lambda: 5, "cannot be called"),
-    ],
-)
-def test_models_that_cannot_be_wrapped(build: Callable[[], Any], message: str) -> None:
-    model = build()
-    with pytest.raises(tabes.InputError, match=message):
-        tabes.wrap(model, mask_token_id=MASK)
-    if isinstance(model, transformers.PreTrainedModel):
-        assert model.config._attn_implementation == "sdpa"
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        (dict(mask_token_id=None), tabes.InputError, "no mask token is known"),
-        (dict(mask_token_id=50), tabes.InputError, "mask token 50 is outside"),
-        (dict(mask_token_id="x"), tabes.InputError, "must be an integer"),
-        (dict(max_length=0), tabes.InputError, "max_length must be at least 1"),
-        (dict(eos_token_ids=[-1]), tabes.InputError, "end token -1 is outside"),
-        (dict(embedding_table=torch.ones(5)), tabes.InputError, r"a tensor \[V, D\]"),
-        (dict(embedding_table=torch.ones(50, 32).half()), tabes.DeviceError, "Half on cpu"),
-    ],
-)
-def test_bad_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        tabes.wrap(make("bert"), **{"mask_token_id": MASK} | options)
-
-
-def test_training_mode_after_wrapping_is_refused() -> None:
-    model = make("bert")
-    wrapped = tabes.wrap(model, mask_token_id=MASK)
-    model.train()
-    with pytest.raises(tabes.InputError, match="put in training mode"):
-        wrapped.logits([canvas(9, 1)])
-    model.eval()
-    wrapped.logits([canvas(9, 1)])
-
-
-def test_there_is_no_frozen_context() -> None:
-    wrapped = tabes.wrap(make("bert"), mask_token_id=MASK)
-    tokens = canvas(20, 1)
-    with pytest.raises(tabes.InputError, match="no frozen context"):
-        tabes.influence(wrapped, [tokens], *([s] for s in split(tokens)), context="frozen")
-    # The policy takes the exact context instead.
-    frozen, exact = (
-        tabes.generate(wrapped, tokens, steps=8, policy=tabes.BoE(context=context))
-        for context in ("frozen", "exact")
-    )
-    assert frozen.tokens.tolist() == exact.tokens.tolist()
-    assert frozen.backward_rows == exact.backward_rows > 0
-
-
 @pytest.fixture(autouse=True)
 def _no_active_rows_left() -> Iterator[None]:
     yield
-    from tabes.wrap import _active
+    from tabes.attention import _active
 
     assert _active.get() is None

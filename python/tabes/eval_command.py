@@ -221,6 +221,8 @@ def _print(report: Report) -> None:
                 f"(95 % interval {value['low']:.4f} to {value['high']:.4f}), "
                 f"{task['examples']} examples"
             )
+        if task["errors"]:
+            print(f"  {task['errors']} replies could not be judged and count as wrong")
         print(f"  protocol: {task['protocol']}")
         print(
             f"  cost: {cost['forward_equivalents']:.2f} forward-equivalents, "

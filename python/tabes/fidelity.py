@@ -20,6 +20,7 @@ import torch
 from tabes import _core
 from tabes._core import InputError
 from tabes.model import Model
+from tabes.statistics import bootstrap
 
 
 @dataclass(frozen=True)
@@ -109,15 +110,6 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     return float(np.corrcoef(x, y)[0, 1])
 
 
-def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean by 2,000 resamples."""
-    generator = np.random.default_rng(seed)
-    given = np.asarray(values)
-    draws = generator.integers(0, len(given), (2000, len(given)))
-    low, high = np.quantile(given[draws].mean(1), (0.025, 0.975))
-    return float(low), float(high)
-
-
 def mask_at_random(
     model: Model, sequences: Iterable[torch.Tensor], rate: float, seed: int, after: int = 0
 ) -> list[torch.Tensor]:
@@ -178,6 +170,14 @@ def fidelity(
             progress(i + 1, len(usable))
     total = sum(map(len, usable))
     return [
-        Fidelity(s, float(np.mean(c)), *bootstrap_interval(c), r / total, c)
+        Fidelity(s, *_interval(c), r / total, c)
         for s, c, r in zip(settings, found, rows, strict=True)
     ]
+
+
+def _interval(correlations: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and bounds. One text says nothing of others: a correlation may be anything."""
+    if len(correlations) == 1:
+        return correlations[0], -1.0, 1.0
+    interval = bootstrap(correlations)
+    return interval.mean, interval.low, interval.high

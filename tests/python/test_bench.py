@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
@@ -28,10 +27,11 @@ from tabes.bench.prepare import Setup
 from tabes.bench.progress import Watch
 from tabes.bench.report import table
 from tabes.bench.spec import Spec, available, effective, policy_from
-from tabes.bench.statistics import Interval, Point, at_cost, bootstrap, compare, gain, summary
+from tabes.bench.statistics import Point, at_cost, compare, gain, summary
 from tabes.bench.store import Cell, Store, Unit
 from tabes.bench.task import Example, Sources
 from tabes.cli import main
+from tabes.statistics import bootstrap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,35 +65,7 @@ def values(*numbers: float) -> np.ndarray:
     return np.array(numbers, dtype=np.float64)
 
 
-# Statistics
-
-
-def test_bootstrap_against_every_resample() -> None:
-    """Of three values there are 27 resamples: their quantiles are what many draws come to."""
-    given = values(0, 1, 5)
-    means = [np.mean(draw) for draw in itertools.product(given, repeat=3)]
-    low, high = np.quantile(means, (0.025, 0.975), method="inverted_cdf")
-    found = bootstrap(given, resamples=20_000)
-    assert found.mean == pytest.approx(2)
-    assert (found.low, found.high) == pytest.approx((low, high))
-
-
-def test_bootstrap_against_the_normal_interval() -> None:
-    """Of many outcomes the interval is that of the central limit theorem."""
-    given = np.repeat(values(0, 1), (300, 700))
-    found = bootstrap(given)
-    error = 1.96 * (0.7 * 0.3 / 1000) ** 0.5
-    assert found.low == pytest.approx(0.7 - error, abs=0.003)
-    assert found.high == pytest.approx(0.7 + error, abs=0.003)
-    assert bootstrap(given) == found
-    assert bootstrap(values(0.5, 0.5)) == Interval(0.5, 0.5, 0.5)
-
-
-def test_verdicts() -> None:
-    assert Interval(0.1, 0.01, 0.2).verdict == "better"
-    assert Interval(-0.1, -0.2, -0.01).verdict == "worse"
-    assert Interval(0.1, 0.0, 0.2).verdict == "inside the noise"
-    assert Interval(0.1, -0.1, 0.3).verdict == "inside the noise"
+# Comparisons
 
 
 def test_interpolation_by_hand() -> None:

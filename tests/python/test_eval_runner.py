@@ -12,6 +12,7 @@ import tabes
 from scripted import scripted_model
 from tabes.evaluation import PRESETS, Settings, evaluate
 from tabes.evaluation.data import Data, from_hub, made, read_file
+from tabes.evaluation.fill_tasks import Infill
 from tabes.evaluation.outcomes import Store
 from tabes.evaluation.runner import fingerprint
 
@@ -96,6 +97,70 @@ def test_goes_on_after_a_stop(tmp_path: Path, demo_model: tabes.Model) -> None:
     before = file.read_bytes()
     assert infill(tmp_path / "cut", demo_model)[0] == result  # nothing is left to do
     assert file.read_bytes() == before
+
+
+@pytest.mark.case("F05")
+def test_a_reply_that_cannot_be_judged_is_one_wrong_example(
+    tmp_path: Path, demo_model: tabes.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Infill.judge
+    calls = []
+
+    def fails(task: Any, model: Any, row: Any, where: str, tokens: Any, text: str) -> Any:
+        calls.append(where)
+        if where.endswith("example 1"):
+            raise OverflowError("too large a reply \ud800")
+        return judge(task, model, row, where, tokens, text)
+
+    whole, outcomes = infill(tmp_path / "whole", demo_model)
+    assert whole["errors"] == 0
+    assert {o["error"] for o in outcomes} == {None}
+    monkeypatch.setattr(Infill, "judge", fails)
+    result, found = infill(tmp_path / "failed", demo_model, batch_size=2)
+    assert (result["examples"], result["errors"], len(calls)) == (5, 1, 5)
+    assert [o["error"] for o in found] == [None, "OverflowError: too large a reply ?", *[None] * 3]
+    assert found[1]["metrics"] == {"exact": 0.0}
+    assert found[1]["text"]
+    assert [o["metrics"] for i, o in enumerate(found) if i != 1] == [
+        o["metrics"] for i, o in enumerate(outcomes) if i != 1
+    ]
+    # It is done: going on does not ask for it again.
+    assert infill(tmp_path / "failed", demo_model)[0] == result
+    assert len(calls) == 5
+
+    def full(*_: Any) -> Any:
+        raise OSError("no space left on device")
+
+    # The machine's trouble is no outcome: nothing is stored, and the example is run again.
+    monkeypatch.setattr(Infill, "judge", full)
+    with pytest.raises(OSError, match="no space left"):
+        infill(tmp_path / "full", demo_model)
+    monkeypatch.setattr(Infill, "judge", judge)
+    assert infill(tmp_path / "full", demo_model)[0]["metrics"] == whole["metrics"]
+
+
+@pytest.mark.case("F05")
+def test_a_long_number_ends_nothing(tmp_path: Path) -> None:
+    digits = "9" * 309
+    start = "<reasoning>\n"  # the prefill
+    replies = {"Ann": rf"{start}\boxed{{{digits}.5}}", "Bob": rf"{start}\boxed{{7}}"}
+    model = scripted_model(replies)
+    data = {"gsm8k": made([{"question": q, "answer": "7"} for q in ("Ann", "Bob")], "test")}
+    settings = Settings(gen_length=400, steps=2, block_length=None)
+    report = evaluate(model, ["gsm8k"], settings, tmp_path, data=data)
+    found = [json.loads(line) for line in report.outcomes.read_text().splitlines()]
+    assert [o["metrics"]["accuracy"] for o in found] == [0, 1]
+    assert [o["answer"] for o in found] == [f"{digits}.5", "7"]
+    assert report.values["tasks"]["gsm8k"]["errors"] == 0
+
+
+@pytest.mark.case("N17")
+def test_intervals_of_shares(tmp_path: Path, demo_model: tabes.Model) -> None:
+    rows = [{"prompt": "c1ccc[MASK]c1", "answer": "c1ccccc1"}] * 5
+    result, _ = infill(tmp_path, demo_model, Settings(steps=1), rows)
+    exact = result["metrics"]["exact"]
+    assert exact["mean"] == exact["high"] == 1
+    assert exact["low"] == pytest.approx(0.5655, abs=1e-4)  # Wilson's, not 1
 
 
 def test_what_changed_is_run_again(tmp_path: Path, demo_model: tabes.Model) -> None:

@@ -138,6 +138,59 @@ def test_humaneval(tmp_path: Path, marker: str | None, reply: str, passed: int) 
     assert outcomes[0]["metrics"]["pass@1"] == passed, outcomes[0]["note"]
 
 
+BODY = "def area(r):\n    return math.pi * r * r\n"
+
+
+@pytest.mark.parametrize(
+    ("prefill", "reply", "passed"),
+    [
+        ("```python\n", f"{BODY}```\nThis gives the area.", 1),
+        ("```python\n", f"{BODY}```", 1),
+        ("```python\n", BODY, 1),
+        ("```python\ndef area(r):\n", "    return math.pi * r * r\n```\nDone.", 1),
+        ("Sure:\n~~~\n", f"{BODY}~~~\n```\nnot code", 1),
+        ("````\n", f'{BODY}"""\n```\n"""\n````\nThis gives the area.', 1),
+        ("```python\n", f"def area(r):\n    return 3\n```\nBetter:\n```\n{BODY}```", 0),
+        ("", f"{BODY}```\nThis gives the area.", 1),
+        ("Here:\n", f"```python\n{BODY}```\nThis gives the area.", 1),
+    ],
+)
+@pytest.mark.case("F16")
+def test_code_behind_a_prefill(tmp_path: Path, prefill: str, reply: str, passed: int) -> None:
+    model = scripted_model({"area": prefill + reply})
+    result, outcomes = run(
+        tmp_path,
+        model,
+        "humaneval",
+        [HUMANEVAL],
+        allow_code_execution=True,
+        prompting=Prompting(prefill=prefill),
+    )
+    assert outcomes[0]["metrics"]["pass@1"] == passed, outcomes[0]
+    assert outcomes[0]["text"] == reply
+    assert result["errors"] == 0
+
+
+@pytest.mark.case("F16")
+def test_code_behind_a_template_that_ends_in_a_block(tmp_path: Path) -> None:
+    rows = [MBPP[0]]
+    reply = "def double(x):\n    return 2 * x\n```\nThis doubles."
+    for marker, chat in (("```py\n", False), (None, True)):
+        model = scripted_model({"double": reply if marker else "```py\n" + reply}, marker=marker)
+        prompting = (
+            Prompting(prefill="```py\n") if chat else Prompting(template="{question}\n```py\n")
+        )
+        _, outcomes = run(
+            tmp_path / str(chat),
+            model,
+            "mbpp",
+            rows,
+            allow_code_execution=True,
+            prompting=prompting,
+        )
+        assert outcomes[0]["metrics"]["pass@1"] == 1, outcomes[0]
+
+
 @pytest.mark.parametrize("task", ["mbpp", "humaneval"])
 def test_no_code_is_run_without_leave(tmp_path: Path, task: str) -> None:
     with pytest.raises(tabes.InputError, match="--allow-code-execution"):

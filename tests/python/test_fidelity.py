@@ -16,7 +16,6 @@ from tabes.cli import main
 from tabes.fidelity import (
     DEFAULT_SETTINGS,
     Setting,
-    bootstrap_interval,
     fidelity,
     mask_at_random,
     spearman,
@@ -31,14 +30,6 @@ def test_spearman_by_hand() -> None:
     # Ties share a rank: 0.5, 0.5, 2 against 0, 1, 2.
     assert spearman([1, 1, 2], [1, 2, 3]) == pytest.approx(0.8660254)
     assert spearman([1, 1, 1], [1, 2, 3]) == 0
-
-
-def test_bootstrap_interval_covers_the_mean() -> None:
-    values = [0.1 * i for i in range(20)]
-    low, high = bootstrap_interval(values)
-    assert low < sum(values) / 20 < high
-    assert (low, high) == bootstrap_interval(values)
-    assert bootstrap_interval([0.25] * 5) == pytest.approx((0.25, 0.25))
 
 
 def test_one_step_truth_equals_plain_pytorch(

@@ -12,9 +12,10 @@ from tabes.bench.cells import Result, collect
 from tabes.bench.fidelities import read_fidelity, setting_of
 from tabes.bench.plan import Method, TaskPlan
 from tabes.bench.spec import Spec
-from tabes.bench.statistics import Point, bootstrap, compare, difference, summary
+from tabes.bench.statistics import Point, compare, difference, summary
 from tabes.bench.suite import TASKS
 from tabes.bench.task import Example
+from tabes.statistics import score
 from tabes.tasks import molecules
 
 COSTS = ("forward_equivalents", "plain_equivalents")
@@ -88,7 +89,7 @@ def _described(result: Result, examples: Sequence[Example]) -> dict[str, Any]:
         groups.setdefault(example.group, []).append(at)
     return {
         "spec": result.spec.to_dict(),
-        "quality": {m: bootstrap(v).to_dict() for m, v in result.outcomes.items()},
+        "quality": {m: score(v).to_dict() for m, v in result.outcomes.items()},
         "groups": {
             group: {m: float(v[at].mean()) for m, v in result.outcomes.items()}
             for group, at in groups.items()

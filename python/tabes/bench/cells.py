@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from tabes.bench.spec import Spec
-from tabes.bench.statistics import Point, Values
+from tabes.bench.statistics import Point
 from tabes.bench.store import Cell, Store
+from tabes.statistics import Values
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ _COST_NAMES = {
     "plain_equivalents": "equal wall-clock time",
 }
 _METHOD_NOTE = """\
-How to read this. Quality is the mean over the test examples with its 95 % bootstrap interval (2,000
-resamples; where tokens are drawn at random, each example's outcomes are first averaged over seeds).
+How to read this. Quality is the mean over the test examples with its 95 % interval: Wilson's where
+every outcome is yes or no, else by the bootstrap (2,000 resamples), as are all intervals of
+differences. Where tokens are drawn at random, each example's outcomes are first averaged over
+seeds.
 *Forward-equivalents* are token rows through the model and its adjoint divided by the tokens of the
 sequences. *Time* is wall-clock time in plain confidence steps of the same
 sequences, timed in the same process right before each batch, the median over slices of the

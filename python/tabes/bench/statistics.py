@@ -1,4 +1,4 @@
-"""Paired comparisons of per-example outcomes, with bootstrap intervals.
+"""Paired comparisons of per-example outcomes, with the bootstrap intervals of `tabes.statistics`.
 
 A rival's quality at a cost between two of its settings is, example by example, the linear
 interpolation of its outcomes at the two. This is the expected outcome of a decoder that picks one
@@ -9,49 +9,12 @@ Mean costs are taken as known.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Values = NDArray[np.float64]
-RESAMPLES = 2000
-_LEVELS = (0.025, 0.975)
-
-
-@functools.lru_cache(maxsize=8)
-def _counts(n: int, seed: int, resamples: int) -> Values:
-    """How often each of n examples is drawn, by resample: all that a mean needs to know."""
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-    return draws.astype(np.float64)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def verdict(self) -> str:
-        """Of a difference: "better", "worse", or "inside the noise" if the interval holds 0."""
-        if self.low > 0:
-            return "better"
-        return "worse" if self.high < 0 else "inside the noise"
-
-    def to_dict(self) -> dict[str, float]:
-        return {"mean": self.mean, "low": self.low, "high": self.high}
-
-
-def bootstrap(values: Values, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """The mean of values [n] and its interval by the percentiles of resampled means."""
-    means = _counts(len(values), seed, resamples) @ values / len(values)
-    low, high = np.quantile(means, _LEVELS)
-    return Interval(float(values.mean()), float(low), float(high))
+from tabes.statistics import Interval, Values, bootstrap
 
 
 def difference(ours: Values, theirs: Values, seed: int = 0) -> Interval:

@@ -7,10 +7,11 @@ import builtins
 from collections.abc import Sequence
 
 from tabes._core import InputError
-from tabes.evaluation.answers import code_blocks, code_defining
+from tabes.evaluation.code_text import code_blocks, code_defining, open_block
 from tabes.evaluation.data import Data, Row, from_hub, text_field
 from tabes.evaluation.execution import PASSED, run_program
-from tabes.evaluation.tasks import Outcome, QuestionTask
+from tabes.evaluation.tasks import PLACE, Outcome, QuestionTask, uses_chat
+from tabes.model import Model
 
 # Where a text that goes on with a program has left the function that was asked for.
 _NEXT_THING = ("\ndef ", "\nclass ", "\nif __name__", "\nprint(", "\nassert ", "\n```", "\n# Test")
@@ -19,6 +20,12 @@ _NEXT_THING = ("\ndef ", "\nclass ", "\nif __name__", "\nprint(", "\nassert ", "
 class _CodeTask(QuestionTask):
     metrics = ("pass@1",)
     runs_code = True
+
+    def lead(self, model: Model) -> str:
+        """The code block that is open where the reply starts: the reply is its continuation."""
+        chat = uses_chat(model, self.prompting)
+        around = "" if chat else self.wording(model).replace(PLACE, "")
+        return open_block(around + self.beginning(model))
 
     def run(self, program: str, answer: str) -> Outcome:
         verdict = run_program(program, self.limits)
@@ -97,8 +104,8 @@ def called(tests: Sequence[str]) -> set[str]:
     for test in tests:
         try:
             tree = ast.parse(test)
-        except SyntaxError:
-            continue  # the test itself will fail and say so
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue  # what the parser cannot take: the test itself will fail and say so
         names |= {
             node.func.id
             for node in ast.walk(tree)

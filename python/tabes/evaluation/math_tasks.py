@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
+from decimal import Decimal
 
 from tabes._core import InputError
-from tabes.evaluation.answers import arithmetic_answer, boxed, equivalent, numbers
+from tabes.evaluation.answers import arithmetic_answer, last_box, numbers
 from tabes.evaluation.data import Data, Row, from_hub, text_field
+from tabes.evaluation.equivalence import equivalent
 from tabes.evaluation.tasks import Outcome, QuestionTask
 
 _SHAPE = (
@@ -45,7 +46,7 @@ class Gsm8k(QuestionTask):
         return Outcome({"accuracy": float(right)}, None if found is None else _written(found))
 
 
-def gold_number(answer: str, where: str) -> Fraction:
+def gold_number(answer: str, where: str) -> Decimal:
     """The number behind ``####``, or the only one of an answer that is no more than a number."""
     found = numbers(answer.rpartition("####")[2])
     if len(found) != 1:
@@ -53,8 +54,9 @@ def gold_number(answer: str, where: str) -> Fraction:
     return found[0]
 
 
-def _written(value: Fraction) -> str:
-    return str(value.numerator) if value.denominator == 1 else str(float(value))
+def _written(value: Decimal) -> str:
+    written = f"{value:f}"  # all digits
+    return written.rstrip("0").rstrip(".") if "." in written else written
 
 
 class Math500(QuestionTask):
@@ -74,8 +76,8 @@ class Math500(QuestionTask):
         return text_field(row, ("problem", "question"), where)
 
     def judge_text(self, row: Row, where: str, text: str) -> Outcome:
-        found = boxed(text)
-        if not found:
+        found = last_box(text)
+        if found is None:
             return Outcome({"accuracy": 0.0})
-        right = equivalent(found[-1], text_field(row, ("answer",), where))
-        return Outcome({"accuracy": float(right)}, found[-1])
+        right = equivalent(found, text_field(row, ("answer",), where))
+        return Outcome({"accuracy": float(right)}, found)

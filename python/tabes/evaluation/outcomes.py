@@ -24,8 +24,9 @@ class Store:
 
     A line holds ``run`` (a hash of everything the outcome depends on beside the example), ``task``,
     ``key`` (names the example), ``example`` (a hash of its row and prompt), ``metrics``,
-    ``answer``, ``note``, ``text``, and ``batch`` and ``cost``: the number of the batch within its
-    run and what the whole batch took, the same on every line of it.
+    ``answer``, ``note``, ``error`` (why the reply could not be judged, else null), ``text``, and
+    ``batch`` and ``cost``: the number of the batch within its run and what the whole batch took,
+    the same on every line of it.
     """
 
     path: Path

@@ -21,15 +21,15 @@ import torch
 from tabes._build_info import VERSION
 from tabes._core import InputError
 from tabes.arguments import integer, optional_integer
-from tabes.evaluation.data import Data
-from tabes.evaluation.decoding import check_length, decode
+from tabes.evaluation.data import Data, Row
+from tabes.evaluation.decoding import Reply, check_length, decode
 from tabes.evaluation.execution import Limits
 from tabes.evaluation.outcomes import Store
 from tabes.evaluation.settings import Settings
 from tabes.evaluation.suite import make_task
-from tabes.evaluation.tasks import Canvas, Prompting, Task
-from tabes.fidelity import bootstrap_interval
+from tabes.evaluation.tasks import Canvas, Outcome, Prompting, Task
 from tabes.model import Model
+from tabes.statistics import score
 
 Progress = Callable[[str, int, int], None]
 
@@ -81,7 +81,8 @@ def evaluate(
 
     What outcomes.jsonl already holds is not run again if nothing that it depends on has changed:
     the example, its prompt, the protocol, settings, checkpoint, device, dtype, version of tabes.
-    The batch size may change, since a sequence decodes the same in any batch.
+    The batch size may change, since a sequence decodes the same in any batch. A reply that a task
+    cannot judge counts as wrong, with the ``error`` beside it, and is counted under ``errors``.
 
     Args:
         model: from `tabes.load` or `tabes.wrap`, with a tokenizer.
@@ -235,7 +236,7 @@ def _run(
         lines = []
         for n, reply in zip(batch, replies, strict=True):
             where = f"{job.task.name}, {job.data.source}, example {n}"
-            outcome = job.task.judge(model, job.data.rows[n], where, reply.tokens, reply.text)
+            outcome = _judged(job.task, model, job.data.rows[n], where, reply)
             lines.append(
                 {
                     "run": job.run,
@@ -245,6 +246,7 @@ def _run(
                     "metrics": outcome.metrics,
                     "answer": outcome.answer,
                     "note": outcome.note,
+                    "error": outcome.error,
                     "text": reply.text,
                     "batch": number,
                     "cost": cost.to_dict(),
@@ -255,20 +257,30 @@ def _run(
         progress(job.task.name, len(job.keys), len(job.keys))
 
 
+def _judged(task: Task, model: Model, row: Row, where: str, reply: Reply) -> Outcome:
+    """The outcome of a reply; one that cannot be judged is wrong, and ends no evaluation."""
+    try:
+        return task.judge(model, row, where, reply.tokens, reply.text)
+    except OSError:
+        raise  # the machine's doing, not the reply's: the example is run again later
+    except Exception as error:
+        return Outcome(dict.fromkeys(task.metrics, 0.0), error=f"{type(error).__name__}: {error}")
+
+
 def _summary(job: _Job, store: Store) -> dict[str, Any]:
-    """Means over the run's examples with 95 % bootstrap intervals, and what all of it cost."""
+    """Means over the run's examples with 95 % intervals, and what all of it cost."""
     found = [store.find(job.run, *name) for name in zip(job.keys, job.examples, strict=True)]
     done = [line for line in found if line is not None]
     metrics: dict[str, Any] = {}
     for name in job.task.metrics:
         values = [float(line["metrics"][name]) for line in done]
-        low, high = bootstrap_interval(values)
-        metrics[name] = {"mean": float(np.mean(values)), "low": low, "high": high}
+        metrics[name] = score(values).to_dict()
     return {
         "protocol": job.protocol,
         "run": job.run,
         "data": {"source": job.data.source, "sha256": job.data.sha256},
         "examples": len(done),
+        "errors": sum(line.get("error") is not None for line in done),
         "metrics": metrics,
         "cost": store.cost(job.run, (int(line["batch"]) for line in done)).to_dict(),
     }

@@ -55,11 +55,15 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One judged reply: its metrics (0 to 1, the main one first) and what it was read as."""
+    """One judged reply: its metrics (0 to 1, the main one first) and what it was read as.
+
+    `error` says why it could not be judged; it then counts as wrong.
+    """
 
     metrics: dict[str, float]
     answer: str | None = None
     note: str | None = None
+    error: str | None = None
 
 
 class Task(ABC):
@@ -174,17 +178,27 @@ class QuestionTask(Task):
                 parts.append(f"{what} {short_hash(value)}")
         return ", ".join(parts)
 
+    def wording(self, model: Model) -> str:
+        """The text around the question."""
+        chat = uses_chat(model, self.prompting)
+        return self.prompting.template or (self.template if chat else self.plain_template)
+
+    def beginning(self, model: Model) -> str:
+        """What the reply starts with: the prompt ends with it."""
+        if self.prompting.prefill is not None:
+            return self.prompting.prefill
+        return self.prefill if uses_chat(model, self.prompting) else ""
+
+    def lead(self, model: Model) -> str:
+        """What is put in front of the reply before it is judged."""
+        return ""
+
     def prompt(self, model: Model, row: Row, where: str) -> str:
         """The text in front of the masks: with chat, rendered and including special tokens."""
-        chat = uses_chat(model, self.prompting)
-        template = self.prompting.template or (self.template if chat else self.plain_template)
-        prefill = self.prompting.prefill
-        if prefill is None:
-            prefill = self.prefill if chat else ""
-        asked = template.replace(PLACE, self.question(row, where))
-        if not chat:
-            return asked + prefill
-        return tokenizer_of(model).render_chat([{"role": "user", "content": asked}]) + prefill
+        asked = self.wording(model).replace(PLACE, self.question(row, where))
+        if uses_chat(model, self.prompting):
+            asked = tokenizer_of(model).render_chat([{"role": "user", "content": asked}])
+        return asked + self.beginning(model)
 
     def canvas(self, model: Model, row: Row, where: str, gen_length: int) -> Canvas:
         tokenizer = tokenizer_of(model)
@@ -199,7 +213,7 @@ class QuestionTask(Task):
         self, model: Model, row: Row, where: str, tokens: Sequence[int], text: str
     ) -> Outcome:
         stops = self.until if uses_chat(model, self.prompting) else self.plain_until
-        return self.judge_text(row, where, cut(text, stops))
+        return self.judge_text(row, where, self.lead(model) + cut(text, stops))
 
 
 def cut(text: str, stops: Sequence[str]) -> str:

@@ -73,6 +73,12 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     add("--gen-length", "--max-new-tokens", type=int, metavar="N")
     add("--steps", type=int, metavar="N")
     add("--block-length", "--block-size", type=_block, metavar="N", help="a number, or none")
+    add(
+        "--refresh-every",
+        type=int,
+        metavar="N",
+        help="a full forward pass every N steps only, 0: in the first (1)",
+    )
     add("--policy", "--alg", "--remasking", metavar="NAME", help="which positions come first")
     group.add_argument(
         "--policy-option",

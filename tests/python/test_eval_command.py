@@ -38,6 +38,7 @@ def test_the_command(
     file = tmp_path / "molecules.jsonl"
     file.write_text("\n".join(map(json.dumps, ROWS)))
     how = ("--policy", "boe", "--policy-option", "n-candidates=3", "--steps", 2, "--batch-size", 5)
+    how += ("--refresh-every", 2)
     model = tabes.demo_checkpoint()
     done = command(model, "--tasks", "infill", "--data", file, *how, folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -50,7 +51,7 @@ def test_the_command(
     values = json.loads(results.read_text())
     assert values["format"] == "tabes-eval"
     assert values["settings"]["policy_options"]["n_candidates"] == 3
-    assert values["settings"]["steps"] == 2
+    assert values["settings"]["steps"] == values["settings"]["refresh_every"] == 2
     assert values["settings"]["gen_length"] == 256
     assert values["versions"]["tabes"] == tabes.__version__
     assert values["tasks"]["infill"]["cost"]["backward_rows"] > 0

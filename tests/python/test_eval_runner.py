@@ -154,6 +154,27 @@ def test_a_long_number_ends_nothing(tmp_path: Path) -> None:
     assert report.values["tasks"]["gsm8k"]["errors"] == 0
 
 
+@pytest.mark.case("R08")
+def test_frozen_steps(tmp_path: Path, demo_model: tabes.Model) -> None:
+    """They are those of generate, and their outcomes are not mixed with those of full steps."""
+    results = {}
+    for every in (1, 3, 0):
+        settings = Settings.of({"steps": 4, "policy": "spread", "refresh_every": every})
+        results[every], outcomes = infill(tmp_path, demo_model, settings)
+        wanted = tabes.generate(
+            demo_model, [prompt for prompt, _ in MOLECULES], steps=4, block_length=32,
+            policy="spread", refresh_every=every,
+        )  # fmt: skip
+        found = {o["key"]: o["answer"] for o in outcomes if o["run"] == results[every]["run"]}
+        assert [found[str(i)] for i in range(5)] == wanted.texts
+        assert results[every]["cost"]["forward_rows"] == wanted.forward_rows
+    assert len({result["run"] for result in results.values()}) == len(outcomes) / 5 == 3
+    rows = [results[every]["cost"]["forward_rows"] for every in (1, 3, 0)]
+    assert rows[0] > rows[1] > rows[2]
+    stored = [json.loads(path.read_text()) for path in tmp_path.glob("results-spread-*.json")]
+    assert sorted(values["settings"]["refresh_every"] for values in stored) == [0, 1, 3]
+
+
 @pytest.mark.case("N17")
 def test_intervals_of_shares(tmp_path: Path, demo_model: tabes.Model) -> None:
     rows = [{"prompt": "c1ccc[MASK]c1", "answer": "c1ccccc1"}] * 5
@@ -255,6 +276,8 @@ def test_settings() -> None:
         ({"steps": 0}, "steps=0"),
         ({"steps": "many"}, "steps='many'"),
         ({"block_length": 0}, "block_length=0"),
+        ({"refresh_every": -1}, "refresh_every=-1"),
+        ({"refresh_every": 1.5}, "refresh_every=1.5"),
         ({"temperature": "hot"}, "temperature='hot'"),
         ({"logits_eos_inf": 1}, "logits_eos_inf=1"),
         ({"gen_length": 4, "max_new_tokens": 4}, "gen_length is given twice"),

@@ -150,6 +150,24 @@ def test_a_length_given_here_is_the_most() -> None:
     assert lm.cost.canvas_tokens == 256 + 2
 
 
+@pytest.mark.case("R08")
+def test_frozen_steps(demo_model: tabes.Model) -> None:
+    options = {"steps": 8, "policy": "spread", "gen_length": 20}
+    costs = {}
+    for every in (1, 4):
+        lm = TabesLM(demo_model, refresh_every=every, **options)
+        (text,) = ask(lm, ("COc1ccc", {"max_gen_toks": 20}))
+        assert lm.get_model_info()["tabes_settings"]["refresh_every"] == every
+        costs[every] = lm.cost.forward_rows
+        wanted = tabes.generate(
+            demo_model, "COc1ccc", gen_length=20, steps=8, block_length=32, policy="spread",
+            refresh_every=every,
+        )  # fmt: skip
+        assert wanted.texts == ["COc1ccc" + text]
+        assert costs[every] == wanted.forward_rows
+    assert costs[4] < costs[1]
+
+
 def test_sampling_depends_on_the_prompt_only(demo_model: tabes.Model) -> None:
     drawn = {"do_sample": True, "temperature": 2.0, "max_gen_toks": 12}
     requests = [("CC", drawn), ("CCO", drawn), ("CC", drawn), ("c1ccc", drawn)]

@@ -84,6 +84,7 @@ def decode(
         [canvas.tokens for canvas in canvases],
         steps=settings.steps if steps is None else steps,
         block_length=settings.block_length,
+        refresh_every=settings.refresh_every,
         policy=settings.make_policy(),
         temperature=settings.temperature,
         top_p=settings.top_p,

@@ -31,8 +31,8 @@ class Settings:
         policy: its name.
         policy_options: its settings where they differ from its defaults, as ``tau`` of
             "threshold" or ``alpha`` of `tabes.BoE`.
-        temperature, top_p, top_k, cfg_scale, seed, logits_eos_inf, confidence_eos_eot_inf: as in
-            `tabes.generate`.
+        refresh_every, temperature, top_p, top_k, cfg_scale, seed, logits_eos_inf,
+            confidence_eos_eot_inf: as in `tabes.generate`.
     """
 
     gen_length: int = 256
@@ -40,6 +40,7 @@ class Settings:
     block_length: int | None = 32
     policy: str = "confidence"
     policy_options: Mapping[str, Any] = field(default_factory=dict)
+    refresh_every: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -54,6 +55,7 @@ class Settings:
         integer(self.steps, "steps", minimum=1)
         if optional_integer(self.block_length, "block_length") is not None:
             integer(self.block_length, "block_length", minimum=1)
+        integer(self.refresh_every, "refresh_every", minimum=0)
         integer(self.top_k, "top_k", minimum=0)
         integer(self.seed, "seed", minimum=0)
         for name in ("temperature", "top_p", "cfg_scale"):

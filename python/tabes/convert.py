@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -16,16 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from tabes._core import CheckpointError, Error, InputError
+from tabes.errors import CheckpointError, Error, InputError
+from tabes.pickled import read_tensors
 from tabes.text import load_tokenizer
 
 _SINGLE = "pytorch_model.bin"
 _INDEX = "pytorch_model.bin.index.json"
 # Whatever else describes the model; weights in other formats and code are left behind.
-_COPIED = ("*.json", "*.txt", "*.jinja", "*.model", "*.md", "LICENSE*", "NOTICE*")
+_COPIED = (
+    *("*.json", "*.txt", "*.jinja", "*.model", "*.bpe", "*.tiktoken"),
+    *("*.md", "LICENSE*", "NOTICE*"),
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,14 @@ def convert(
         InputError: `dst` is in use, or `src` needs no conversion.
         CheckpointError: `src` cannot be read.
     """
+    for name, given in (("src", src), ("dst", dst)):
+        if not isinstance(given, (str, os.PathLike)):
+            raise InputError(f"{name}={given!r}: give the path of a folder")
+    if progress is not None and not callable(progress):
+        raise InputError(f"progress={progress!r}: it must be callable")
     source, target = Path(src).expanduser(), Path(dst).expanduser()
+    if source.is_file():
+        raise CheckpointError(f"{source} is a file: give its folder, {source.parent}")
     if not source.is_dir():
         raise CheckpointError(f"{source}: no such folder")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -73,13 +83,13 @@ def convert(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{target} cannot be made: {error}") from error
     try:
         conversion = _write(source, scratch, target, shards, config, progress)
         _give_usual_permissions(scratch)
         scratch.replace(target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{target} cannot be written: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -95,18 +105,16 @@ def _write(
     progress: Callable[[int, int], None] | None,
 ) -> Conversion:
     weight_map: dict[str, str] = {}
-    dtypes: dict[str, torch.dtype] = {}
     total = 0
     names = _new_names(len(shards))
     for i, (old, new) in enumerate(zip(shards, names, strict=True)):
-        tensors = _independent(_load(source / old))
+        tensors = read_tensors(source / old)
         for name, tensor in tensors.items():
             if name in weight_map:
                 raise CheckpointError(
                     f"{source / old}: tensor {name!r} is in another shard as well"
                 )
             weight_map[name] = new
-            dtypes[name] = tensor.dtype
             total += tensor.numel() * tensor.element_size()
         save_file(tensors, scratch / new, metadata={"format": "pt"})
         del tensors
@@ -150,63 +158,15 @@ def _shards(source: Path) -> list[str]:
         return [_SINGLE]
     if any(source.glob("*.safetensors")):
         raise InputError(f"{source} has safetensors already: load it as it is")
-    raise CheckpointError(f"{source} has neither {_SINGLE} nor {_INDEX}: nothing to convert")
+    others = sorted(p.name for suffix in ("bin", "pt", "pth") for p in source.glob(f"*.{suffix}"))
+    hint = f"; name {others[0]} so if it holds the weights" if others else ""
+    raise CheckpointError(f"{source} has neither {_SINGLE} nor {_INDEX}: nothing to convert{hint}")
 
 
 def _new_names(count: int) -> list[str]:
     if count == 1:
         return ["model.safetensors"]
     return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-
-
-def _load(path: Path) -> Mapping[str, Any]:
-    with path.open("rb") as file:
-        head = file.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{path} is a Git LFS pointer, not the weights: run git lfs pull in its repository"
-        )
-    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
-    try:
-        # Files of torch >= 1.6 are zip archives and can be mapped instead of read into memory.
-        values = torch.load(path, mmap=head.startswith(b"PK"), **options)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors, or is damaged, and was not unpickled: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
-    if not isinstance(values, Mapping):
-        raise CheckpointError(f"{path} holds a {type(values).__name__}, not named tensors")
-    return values
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _independent(values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Dense tensors none of which shares memory with another.
-
-    Tied weights are kept under each of their names: a copy costs disk space, a name that is left
-    out costs every reader the knowledge of which one to look for.
-    """
-    result: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, value in values.items():
-        if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-            kind = type(value).__name__ if not isinstance(value, torch.Tensor) else value.layout
-            raise CheckpointError(f"{name!r} is a {kind}: only dense tensors can be converted")
-        tensor = value.detach().contiguous()
-        storage = tensor.untyped_storage()
-        # A view of a larger storage, or the second name of one: only its own numbers are wanted.
-        partial = storage.nbytes() != tensor.numel() * tensor.element_size()
-        if tensor.numel() > 0 and (partial or storage.data_ptr() in seen):
-            tensor = tensor.clone()
-        seen.add(tensor.untyped_storage().data_ptr())
-        result[str(name)] = tensor
-    return result
 
 
 def _check_complete(source: Path, weight_map: Mapping[str, str]) -> None:
@@ -247,8 +207,8 @@ def _read_config(source: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}, not an object")
@@ -256,7 +216,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _give_usual_permissions(folder: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import tabes
-import torch
 
 EXAMPLE = Path(__file__).parents[2] / "cpp" / "examples" / "embed"
 
@@ -18,9 +17,11 @@ def plain_install() -> Path:
     return Path(prefix) / "lib" / "cmake" / "tabes"
 
 
+@pytest.mark.case("U4", "N08")
 @pytest.mark.parametrize("source", ["wheel", "cmake --install"])
 def test_embed_example(source: str, tmp_path: Path) -> None:
     package = tabes.cmake_dir() if source == "wheel" else plain_install()
+    # No more than that: Torch is found beside the package, or where the package was built with it.
     configure = [
         "cmake",
         "-S",
@@ -28,7 +29,6 @@ def test_embed_example(source: str, tmp_path: Path) -> None:
         "-B",
         str(tmp_path),
         f"-Dtabes_DIR={package}",
-        f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}",
         "-DCMAKE_BUILD_TYPE=Release",
     ]
     for command in (configure, ["cmake", "--build", str(tmp_path)]):
@@ -45,8 +45,26 @@ def test_embed_example(source: str, tmp_path: Path) -> None:
     model = tabes.load(tabes.demo_checkpoint())
     assert written == tabes.generate(model, tokens, steps=16, policy="boe").tokens.tolist()
 
-    missing = subprocess.run([tmp_path / "embed", tmp_path / "no", "1"], capture_output=True)
-    assert missing.returncode == 1, "a bad checkpoint is a typed error, not an abort"
+    def fails(*arguments: object) -> tuple[int, str]:
+        done = subprocess.run(
+            [tmp_path / "embed", *map(str, arguments)], capture_output=True, text=True
+        )
+        return done.returncode, done.stderr
+
+    demo = tabes.demo_checkpoint()
+    for arguments, code, message in (
+        ((tmp_path / "no", 1), 1, "embed: "),  # a typed error, not an abort
+        ((demo, 1, "x", 2), 1, "embed: 'x' is not a token id"),
+        ((demo, 1, "3 "), 1, "is not a token id"),
+        ((demo, 2**70), 1, "is not a token id"),
+        ((demo, 1, 10**6), 1, "outside the vocabulary"),
+        ((demo, 1, 2), 1, "embed: "),  # nothing to fill
+        ((demo,), 2, "usage: "),
+    ):
+        returned, said = fails(*arguments)
+        assert returned == code
+        assert message in said
+        assert said.count("\n") == 1
 
 
 def dynamic_section(library: Path) -> list[str]:

@@ -2,9 +2,26 @@
 #include <ATen/ops/empty.h>
 #include <tabes/tabes.h>
 
+#include <charconv>
 #include <cstdio>
-#include <cstdlib>
+#include <cstring>
+#include <exception>
 #include <memory>
+#include <string>
+
+namespace {
+
+int64_t token_id(const char* written) {
+  int64_t id = 0;
+  const char* end = written + std::strlen(written);
+  const auto [stop, error] = std::from_chars(written, end, id);
+  if (error != std::errc() || stop != end) {
+    throw tabes::InputError("'" + std::string(written) + "' is not a token id");
+  }
+  return id;
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   if (argc < 3) {
@@ -14,7 +31,7 @@ int main(int argc, char** argv) {
   try {
     const auto model = tabes::load(argv[1]);
     at::Tensor tokens = at::empty({argc - 2}, at::kLong);
-    for (int i = 2; i < argc; ++i) tokens.data_ptr<int64_t>()[i - 2] = std::atoll(argv[i]);
+    for (int i = 2; i < argc; ++i) tokens.data_ptr<int64_t>()[i - 2] = token_id(argv[i]);
     tabes::GenerateOptions options;
     options.steps = 16;
     options.policy = std::make_shared<tabes::BoE>();
@@ -24,8 +41,14 @@ int main(int argc, char** argv) {
     }
     std::printf("\nforward equivalents: %.1f\n", result.forward_equivalents);
     return 0;
-  } catch (const tabes::Error& e) {
+  } catch (const tabes::Error& e) {  // a bad checkpoint, argument or device: the message says which
     std::fprintf(stderr, "embed: %s\n", e.what());
     return 1;
+  } catch (const std::exception& e) {  // memory, or a fault of tabes or LibTorch
+    std::fprintf(stderr, "embed: unexpected error: %s\n", e.what());
+    return 3;
+  } catch (...) {
+    std::fprintf(stderr, "embed: unknown error\n");
+    return 3;
   }
 }

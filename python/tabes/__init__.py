@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from tabes._build_info import VERSION as __version__
 from tabes.bundled import demo_checkpoint
-from tabes.errors import CheckpointError, DeviceError, Error, InputError, NumericsError
+from tabes.errors import (
+    CheckpointError,
+    DeviceError,
+    Error,
+    InputError,
+    NumericsError,
+    PaddingWarning,
+)
 
 if TYPE_CHECKING:
     from tabes import trace
@@ -55,6 +62,7 @@ __all__ = [
     "Model",
     "ModelInfo",
     "NumericsError",
+    "PaddingWarning",
     "Policy",
     "Predictions",
     "StepContext",

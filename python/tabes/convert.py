@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from tabes.errors import CheckpointError, Error, InputError
 from tabes.pickled import read_tensors
-from tabes.text import load_tokenizer
+from tabes.tokenizer_files import load_tokenizer
 
 _SINGLE = "pytorch_model.bin"
 _INDEX = "pytorch_model.bin.index.json"

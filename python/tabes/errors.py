@@ -1,4 +1,4 @@
-"""What tabes raises. The compiled module raises these same classes."""
+"""What tabes raises, and warns of. The compiled module raises these same classes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ class DeviceError(Error):
     """A device or dtype that is missing, or out of memory."""
 
 
+class PaddingWarning(UserWarning):
+    """Token ids look padded. Nothing is padded here: the model takes padding for text."""
+
+
 # Tracebacks and pickles name them as users do.
-for _class in (Error, CheckpointError, InputError, NumericsError, DeviceError):
+for _class in (Error, CheckpointError, InputError, NumericsError, DeviceError, PaddingWarning):
     _class.__module__ = "tabes"

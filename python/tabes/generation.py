@@ -13,10 +13,9 @@ import torch
 from tabes import _core
 from tabes._core import Error, InputError, Policy, StepRecord
 from tabes.arguments import flag, integer, integers, number, optional_integer
-from tabes.inputs import Batch, Prompts, prepare
+from tabes.inputs import Batch, Prompts, prepare, token_ids
 from tabes.model import Model
 from tabes.policies import make_policy
-from tabes.text import visible_ids
 
 Callback = Callable[[StepRecord, list[torch.Tensor]], bool | None]
 
@@ -45,12 +44,12 @@ _CANONICAL = (
     "on_device",
     "cuda_graphs",
     "callback",
+    "attention_mask",
 )
 # Arguments of other decoders that have no counterpart here, and what to do instead.
 _HINTS = {
     "mask_id": "the mask token belongs to the model: tabes.load(..., mask_token_id=...)",
     "mask_token_id": "the mask token belongs to the model: tabes.load(..., mask_token_id=...)",
-    "attention_mask": "nothing is padded: pass sequences of different lengths as a list",
     "num_return_sequences": "repeat the prompt: every sequence of a batch draws on its own",
     "tokenizer": "the tokenizer is the checkpoint's: pass text, or token ids of your own",
 }
@@ -69,10 +68,11 @@ class GenerateOutput:
 
     Attributes:
         tokens: int64, nested as the input was: [L] for one sequence, [B, L] for a batch of equal
-            lengths, else a list of B tensors [L_b].
-        texts: B strings, None if the checkpoint has no usable tokenizer. Special tokens are left
-            out and what the model wrote after its end token is cut (in the texts only). For chat
-            messages the reply alone, else prompt and completion.
+            lengths, else a list of B tensors [L_b]; without what `attention_mask` took out.
+        texts: B strings, None if the checkpoint has no usable tokenizer. Special tokens of the
+            prompt are left out and what the model wrote from its end token on is cut (in the texts
+            only); any other token that it wrote is shown. For chat messages the reply alone, else
+            prompt and completion.
         trace: one record for every step.
         forward_equivalents: cost in forward passes over the whole batch: forward and backward
             rows divided by the tokens of the batch.
@@ -159,12 +159,13 @@ def generate(
     cfg_scale: float = 0.0,
     seed: int = 0,
     sequence_ids: Iterable[int] = (),
-    forbidden: Iterable[int] = (),
+    forbidden: Iterable[int | str] = (),
     logits_eos_inf: bool = False,
     confidence_eos_eot_inf: bool = False,
     on_device: bool | None = None,
     cuda_graphs: bool = False,
     callback: Callback | None = None,
+    attention_mask: Any = None,
     **aliases: Any,
 ) -> GenerateOutput:
     """Fills the masked positions of one sequence or a batch.
@@ -174,10 +175,14 @@ def generate(
         tokens_or_prompt: one sequence or a batch: token ids (tensor or array [L] or [B, L], list,
             or list of lists of any lengths) with the mask id wherever something is to be filled;
             text, or a list of texts, with ``[MASK]`` at such places; or chat messages (dicts with
-            ``role`` and ``content``), or a list of conversations.
+            ``role`` and ``content``), or a list of conversations. Lists may be arrays, columns or
+            iterators. What a tokenizer of transformers returns is taken too (``input_ids`` with
+            ``attention_mask``). Token ids that look padded bring a `PaddingWarning`.
         steps: denoising steps; the masks are divided evenly over them, the rest to the early ones.
         gen_length: appends this many masks to every prompt. Text keeps the token with which its
-            tokenizer ends every text behind them: ``[BOS] prompt masks [EOS]``.
+            tokenizer ends every text behind them: ``[BOS] prompt masks [EOS]``. In texts and chats
+            these masks alone are filled: ``[MASK]`` in a prompt is then text. (Masks among token
+            ids are filled too.) In chats, names of special tokens in messages are always text.
         block_length: fills blocks of this many positions one after the other; None: all at once.
         refresh_every: 1: every step is a full forward pass; n: only every n-th is, and the steps
             between compute the masked positions alone while all others keep their attention keys
@@ -192,7 +197,7 @@ def generate(
         seed: of all draws.
         sequence_ids: the number by which each sequence's draws are keyed; 0, 1, 2, ... if empty.
             With the same seed and number a sequence is decoded the same way in any batch.
-        forbidden: token ids never to write; the mask token always is.
+        forbidden: tokens never to write, as ids or by name; the mask token always is.
         logits_eos_inf: never write end tokens.
         confidence_eos_eot_inf: reveal end tokens last, at any temperature.
         on_device: where positions are chosen. True: on the model's device, the host a step ahead,
@@ -206,6 +211,8 @@ def generate(
             from `tabes.load` on a GPU.
         callback: called after every step with its record and the B sequences [L_b] as they stand;
             return False to stop.
+        attention_mask: of padded token ids, in their shape: 1 for a token, 0 for padding in front
+            or behind, which is taken out before anything is computed and does not come back.
         **aliases: names other decoders use: ``max_new_tokens`` (gen_length), ``block_size``
             (block_length), ``alg`` and ``remasking`` (policy, where "low_confidence" and
             "maskgit_plus" mean confidence and "topk_margin" margin).
@@ -222,8 +229,6 @@ def generate(
         {"gen_length": gen_length, "block_length": block_length, "policy": policy}, aliases
     )
     length = optional_integer(given["gen_length"], "gen_length")
-    if length is not None and length < 1:
-        raise InputError(f"gen_length={length}: it must be at least 1")
 
     options = _core.GenerateOptions()
     options.steps = integer(steps, "steps")
@@ -236,7 +241,7 @@ def generate(
     options.cfg_scale = number(cfg_scale, "cfg_scale")
     options.seed = integer(seed, "seed", minimum=0)
     options.sequence_ids = integers(sequence_ids, "sequence_ids")
-    options.forbidden = integers(forbidden, "forbidden")
+    options.forbidden = token_ids(model, forbidden, "forbidden")
     options.logits_eos_inf = flag(logits_eos_inf, "logits_eos_inf")
     options.confidence_eos_eot_inf = flag(confidence_eos_eot_inf, "confidence_eos_eot_inf")
     options.on_device = None if on_device is None else flag(on_device, "on_device")
@@ -244,7 +249,7 @@ def generate(
     if callback is not None and not callable(callback):
         raise InputError(f"callback is a {type(callback).__name__}, which cannot be called")
 
-    batch = prepare(model, tokens_or_prompt, length)
+    batch = prepare(model, tokens_or_prompt, length, attention_mask)
     _check_something_to_fill(model, batch)
     result = _core.generate(model.core, batch.sequences, options, callback)
     return GenerateOutput(
@@ -286,7 +291,7 @@ def _texts(model: Model, batch: Batch, sequences: list[torch.Tensor]) -> list[st
     for before, after, start in zip(batch.sequences, sequences, batch.starts, strict=True):
         first = start if batch.kind == "chat" else 0
         filled = (before == mask).tolist()
-        texts.append(tokenizer.decode(visible_ids(after.tolist()[first:], filled[first:], ends)))
+        texts.append(tokenizer.decode_filled(after.tolist()[first:], filled[first:], ends))
     return texts
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tabes._core import Error, InputError
 from tabes.arguments import flag, integer
+from tabes.chat import Rendered
 from tabes.evaluation.decoding import Cost, decode, scaled_steps
 from tabes.evaluation.likelihood import Target, is_greedy, log_likelihood
 from tabes.evaluation.settings import PRESETS, Settings, canonical_name
@@ -110,7 +111,7 @@ class TabesLM(LM):  # type: ignore[misc,unused-ignore]
             else load(pretrained, device or "cpu", dtype, mask_token_id=mask_token_id)
         )
         self._text = tokenizer_of(self.model)
-        self._rendered: set[str] = set()
+        self._rendered: dict[str, Rendered] = {}
         self._warned: set[str] = set()
         self.cost = Cost()
 
@@ -176,7 +177,7 @@ class TabesLM(LM):  # type: ignore[misc,unused-ignore]
     def _canvas(self, context: str, length: int) -> Canvas:
         framed = context not in self._rendered  # a chat template writes its special tokens itself
         encode = self._text.encode_prompt if framed else self._text.encode_rendered
-        prompt = encode(context, length)
+        prompt = encode(self._rendered.get(context, context), length)
         ids, dropped = self._fit(prompt.ids, prompt.start, framed, f"a reply of {length} tokens")
         return Canvas(ids, prompt.start - dropped)
 
@@ -225,9 +226,9 @@ class TabesLM(LM):  # type: ignore[misc,unused-ignore]
             context, continuation = body, context[len(body) :] + continuation
         framed = context not in self._rendered
         encode = self._text.encode_prompt if framed else self._text.encode_rendered
+        context = self._rendered.get(context, context)  # which knows what is text in it
         start, whole = encode(context, 0).start, encode(context + continuation, 0)
-        ids = encode(context + continuation, None).ids
-        ids, dropped = self._fit(ids, start, framed, "a continuation")
+        ids, dropped = self._fit(whole.ids, start, framed, "a continuation")
         return Target(ids, start - dropped, whole.start - dropped)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
@@ -256,7 +257,7 @@ class TabesLM(LM):  # type: ignore[misc,unused-ignore]
             *chat_history, last = chat_history
             started = last["content"]
         text = self._text.render_chat(chat_history) + started
-        self._rendered.add(text)
+        self._rendered[text] = text
         return text
 
     def chat_template(self, chat_template: bool | str = False) -> str:

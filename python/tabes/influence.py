@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from tabes import _core
 from tabes._core import Influence, InputError
 from tabes.arguments import integer, integers, listed, number, numbers, word
-from tabes.inputs import Prompts, prepare
+from tabes.inputs import Prompts, prepare, token_ids
 from tabes.model import Model
 
 
@@ -21,7 +21,7 @@ def influence(
     halo: int = 0,
     context: str = "exact",
     adjoint: str = "active",
-    forbidden: Iterable[int] | None = None,
+    forbidden: Iterable[int | str] | None = None,
 ) -> Influence:
     """Token influence scores (TIS) of candidates on probes (TABES, arXiv 2602.00250).
 
@@ -41,7 +41,7 @@ def influence(
         context: "exact": a full surrogate forward pass; "frozen": positions that are not active
             keep their keys and values of the base pass.
         adjoint: "active": ActiveQueryAttention; "dense": the ordinary gradient.
-        forbidden: token ids left out of every distribution; the mask token always is.
+        forbidden: tokens left out of every distribution, as ids or by name; the mask always is.
 
     Returns:
         `.tis`: B tensors [candidates] float64, in the candidates' order. `.predicted_entropy`: B
@@ -66,7 +66,7 @@ def influence(
         integer(halo, "halo"),
         word(context, "context"),
         word(adjoint, "adjoint"),
-        integers(() if forbidden is None else forbidden, "forbidden"),
+        token_ids(model, () if forbidden is None else forbidden, "forbidden"),
     )
 
 

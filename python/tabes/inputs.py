@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from tabes import _core, arguments
 from tabes._core import InputError
-from tabes.text import Message, Prompt, Tokenizer
+from tabes.arguments import integer
+from tabes.chat import Message, check_text
+from tabes.text import Prompt, Tokenizer
+from tabes.token_rows import encoded, encoded_rows, listed, rows_of, unpadded, warn_of_padding
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,47 +53,87 @@ class Batch:
         return sequences
 
 
-def prepare(model: Model, prompts: Prompts, gen_length: int | None = None) -> Batch:
+def prepare(
+    model: Model,
+    prompts: Prompts,
+    gen_length: int | None = None,
+    attention_mask: Any = None,
+) -> Batch:
     """Token sequences of `prompts`, each followed by `gen_length` masks unless that is None.
 
+    Args:
+        model: whose tokenizer encodes texts.
+        prompts: what `tabes.generate` takes.
+        gen_length: masks to append.
+        attention_mask: of token ids: 1 for a token and 0 for padding, which is taken out.
+
     Raises InputError if `prompts` is none of the documented kinds, is empty, or is text and the
-    model has no tokenizer.
+    model has no tokenizer. Warns (PaddingWarning) of token ids that look padded.
     """
     value: Any = prompts
+    if isinstance(value, Mapping):
+        value, attention_mask = encoded(value, attention_mask)
+    value = listed(value)
+    if isinstance(value, list) and value and all(_is_encoding(v) for v in value):
+        value, attention_mask = encoded_rows(value, attention_mask)
+    if attention_mask is not None:
+        rows, single = rows_of(value)
+        return _from_rows(model, unpadded(rows, single, attention_mask), single, gen_length)
     if isinstance(value, str):
         return _from_text(model, [value], True, gen_length)
-    if isinstance(value, Mapping):
-        raise InputError("a single message is not a conversation: put it in a list")
-    if isinstance(value, torch.Tensor) or hasattr(value, "__array__"):
-        return _from_array(model, value, gen_length)
-    if not isinstance(value, Sequence) or isinstance(value, bytes):
-        raise InputError(
-            f"prompts of type {type(value).__name__}: give text, chat messages, or token ids as a "
-            "tensor, array or list"
-        )
-    if len(value) == 0:
-        raise InputError("there are no prompts: the list is empty")
-    if all(isinstance(v, str) for v in value):
-        return _from_text(model, list(value), False, gen_length)
-    if all(isinstance(v, Mapping) for v in value):
-        return _from_chats(model, [value], True, gen_length)
-    if all(_is_chat(v) for v in value):
-        return _from_chats(model, list(value), False, gen_length)
-    if any(_is_collection(v) for v in value):
-        rows = [_row(v, f"sequence {i}") for i, v in enumerate(value)]
-        return _from_rows(model, rows, False, gen_length)
-    return _from_rows(model, [_row(value, "the sequence")], True, gen_length)
+    if isinstance(value, list):
+        if len(value) == 0:
+            raise InputError("there are no prompts: the list is empty")
+        if all(isinstance(v, str) for v in value):
+            return _from_text(model, value, False, gen_length)
+        if isinstance(value[0], Mapping):
+            return _from_chats(model, [value], True, gen_length)
+        _check_kinds(value)
+        if _is_chat(value[0]):
+            return _from_chats(model, value, False, gen_length)
+    rows, single = rows_of(value)
+    warn_of_padding(model, rows, single)
+    return _from_rows(model, rows, single, gen_length)
 
 
-def _is_collection(value: Any) -> bool:
-    """Whether `value` is itself a sequence of token ids; numbers of numpy and torch are not."""
-    if isinstance(value, torch.Tensor) or hasattr(value, "__array__"):
-        return len(value.shape) > 0
-    return isinstance(value, (Sequence, Mapping))
+def token_ids(model: Model, given: Any, name: str) -> list[int]:
+    """Token ids of a list of ids and names; `name` is the argument's. Raises InputError."""
+    ids = []
+    for i, token in enumerate(arguments.listed(given, name, "a list of token ids or names")):
+        if not isinstance(token, str):
+            ids.append(integer(token, f"{name}[{i}]"))
+            continue
+        if model.tokenizer is None:
+            raise InputError(f"{name}[{i}]={token!r}: the model has no tokenizer, so give its id")
+        ids.append(model.tokenizer.token_id(token))
+    return ids
 
 
 def _is_chat(value: Any) -> bool:
     return isinstance(value, Sequence) and len(value) > 0 and isinstance(value[0], Mapping)
+
+
+def _is_encoding(value: Any) -> bool:
+    return isinstance(value, Mapping) and "input_ids" in value
+
+
+def _check_kinds(values: list[Any]) -> None:
+    """Raises InputError for texts or conversations among anything else."""
+
+    def kind(value: Any) -> str:
+        if isinstance(value, str):
+            return "text"
+        return "a conversation" if _is_chat(value) else f"a {type(value).__name__}"
+
+    kinds = [kind(value) for value in values]
+    if "text" not in kinds and "a conversation" not in kinds:
+        return
+    other = next((i for i, found in enumerate(kinds) if found != kinds[0]), None)
+    if other is not None:
+        raise InputError(
+            f"prompt 0 is {kinds[0]} and prompt {other} is {kinds[other]}: texts, conversations "
+            "and token ids cannot be mixed"
+        )
 
 
 def _tokenizer(model: Model, what: str) -> Tokenizer:
@@ -105,31 +148,45 @@ def _tokenizer(model: Model, what: str) -> Tokenizer:
 
 def _from_text(model: Model, texts: list[str], single: bool, gen_length: int | None) -> Batch:
     tokenizer = _tokenizer(model, "text is")
-    prompts = [tokenizer.encode_prompt(text, gen_length) for text in texts]
-    return _from_prompts(prompts, single, "text")
+    for i, text in enumerate(texts):
+        check_text(text, "the prompt" if single else f"prompt {i}")
+    room = None if gen_length is None else 0
+    prompts = [tokenizer.encode_prompt(text, room) for text in texts]
+    return _from_prompts(model, prompts, single, "text", gen_length)
 
 
 def _from_chats(model: Model, chats: list[Any], single: bool, gen_length: int | None) -> Batch:
     tokenizer = _tokenizer(model, "chat messages are")
-    prompts = [tokenizer.encode_chat(chat, gen_length) for chat in chats]
-    return _from_prompts(prompts, single, "chat")
+    room = None if gen_length is None else 0
+    prompts = [tokenizer.encode_chat(chat, room) for chat in chats]
+    return _from_prompts(model, prompts, single, "chat", gen_length)
 
 
-def _from_prompts(prompts: list[Prompt], single: bool, kind: str) -> Batch:
-    sequences = [torch.tensor(prompt.ids, dtype=torch.int64) for prompt in prompts]
+def _from_prompts(
+    model: Model, prompts: list[Prompt], single: bool, kind: str, gen_length: int | None
+) -> Batch:
+    sequences = []
+    for i, prompt in enumerate(prompts):
+        _check_known(model, prompt.ids, "the prompt" if single else f"prompt {i}")
+        ids = torch.tensor(prompt.ids, dtype=torch.int64, device="cpu")
+        if gen_length is not None:  # between what was written and the token that ends every text
+            masks = _core.with_masks(model.core, ids, gen_length)[len(ids) :]
+            ids = torch.cat((ids[: prompt.start], masks, ids[prompt.start :]))
+        sequences.append(ids)
     return Batch(sequences, single, kind, [prompt.start for prompt in prompts])
 
 
-def _from_array(model: Model, value: Any, gen_length: int | None) -> Batch:
-    tensor = _tensor(value, "the token array")
-    if tensor.dim() not in (1, 2):
+def _check_known(model: Model, ids: list[int], what: str) -> None:
+    """Tokenizers may know more tokens than the model; most texts do without them."""
+    size = model.info.vocab_size
+    token = next((i for i in ids if i >= size), None)
+    if token is not None:
+        name = None if model.tokenizer is None else model.tokenizer.piece(token)
         raise InputError(
-            f"the token array has shape {list(tensor.shape)}: give [L] or [B, L] token ids"
+            f"{what} has the token {name!r} with the id {token}, but the model's tokens are "
+            f"0..{size - 1}: the tokenizer's files name tokens that the model was not trained on; "
+            "leave it out, or load the folder whose tokenizer belongs to the model"
         )
-    rows = list(tensor.unbind(0)) if tensor.dim() == 2 else [tensor]
-    if not rows:
-        raise InputError("there are no prompts: the token array has no rows")
-    return _from_rows(model, rows, tensor.dim() == 1, gen_length)
 
 
 def _from_rows(
@@ -138,46 +195,5 @@ def _from_rows(
     starts = [0] * len(rows)
     if gen_length is not None:
         starts = [len(row) for row in rows]
-        masks = torch.full((gen_length,), model.info.mask_token_id, dtype=torch.int64)
-        rows = [torch.cat((row, masks)) for row in rows]
+        rows = [_core.with_masks(model.core, row, gen_length) for row in rows]
     return Batch(rows, single, "tokens", starts)
-
-
-def _tensor(value: Any, what: str) -> torch.Tensor:
-    """An int64 CPU tensor of an array; writable contiguous int64 arrays share their memory."""
-    if not isinstance(value, torch.Tensor):
-        flags = getattr(value, "flags", None)
-        if flags is not None and not (flags.writeable and flags.c_contiguous):
-            value = value.copy()  # torch takes neither negative strides nor read-only memory
-        try:
-            value = torch.as_tensor(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"{what} does not hold token ids: {error}") from error
-    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        raise InputError(f"{what} has dtype {value.dtype}: token ids are integers")
-    result: torch.Tensor = value.detach().to(device="cpu", dtype=torch.int64).contiguous()
-    return result
-
-
-def _row(value: Any, what: str) -> torch.Tensor:
-    if isinstance(value, torch.Tensor) or hasattr(value, "__array__"):
-        row = _tensor(value, what)
-        if row.dim() != 1:
-            raise InputError(f"{what} has shape {list(row.shape)}: give a list of [L] token ids")
-        return row
-    if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
-        raise InputError(f"{what} is a {type(value).__name__}: text and token ids cannot be mixed")
-    ids = []
-    for position, token in enumerate(value):
-        if isinstance(token, bool):
-            raise InputError(f"{what} holds {token} at position {position}: not a token id")
-        try:
-            ids.append(operator.index(token))
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"{what} holds {token!r} at position {position}: token ids are integers"
-            ) from error
-    try:
-        return torch.tensor(ids, dtype=torch.int64)
-    except (RuntimeError, OverflowError) as error:
-        raise InputError(f"{what} holds a token id that does not fit 64 bits") from error

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,8 @@ from tabes import _core
 from tabes._core import CheckpointError, Error, InputError, ModelInfo
 from tabes.arguments import flag, optional_integer
 from tabes.inputs import prepare
-from tabes.text import Tokenizer, load_tokenizer
+from tabes.text import Tokenizer
+from tabes.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
     from tabes.inputs import Prompts
@@ -50,12 +50,11 @@ class Model:
         core: _core.Denoiser,
         path: Path | None = None,
         *,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: Tokenizer | CheckpointError | None = None,
     ) -> None:
         self.core = core
         self.path = path
-        if tokenizer is not None:
-            self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
 
     @property
     def info(self) -> ModelInfo:
@@ -67,15 +66,15 @@ class Model:
         """Whether ``context="frozen"`` is to be had: of loaded models, not of wrapped ones."""
         return self.path is not None
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer | None:
-        """The checkpoint's tokenizer, read at first use; None if there is none.
+        """The checkpoint's tokenizer, as it was when the model was loaded; None if it has none.
 
-        Raises CheckpointError if its files are damaged.
+        Raises CheckpointError if its files are damaged. Who passes token ids can do without.
         """
-        if self.path is None:
-            return None
-        return load_tokenizer(self.path, self.info.mask_token_id)
+        if isinstance(self._tokenizer, CheckpointError):
+            raise CheckpointError(str(self._tokenizer)) from self._tokenizer
+        return self._tokenizer
 
     def logits(self, tokens: Prompts) -> torch.Tensor | list[torch.Tensor]:
         """What the model predicts at every position.
@@ -137,7 +136,8 @@ def load(
     prepack = flag(prepack, "prepack")
     if progress is not None and not callable(progress):
         raise InputError(f"progress={progress!r}: it must be callable")
-    directory = Path(path).expanduser()
+    # Absolute, since the working directory may be another one when the path is used again.
+    directory = Path(path).expanduser().absolute()
     if not directory.is_dir():
         raise CheckpointError(_missing(directory, os.fspath(path)))
     if mask_token_id is None:
@@ -146,7 +146,15 @@ def load(
         core = _core.load(
             str(directory), str(device), _dtype_name(dtype), mask_token_id, prepack, progress or bar
         )
-    return Model(core, directory)
+    return Model(core, directory, tokenizer=_tokenizer(directory, core.info.mask_token_id))
+
+
+def _tokenizer(directory: Path, mask_token_id: int) -> Tokenizer | CheckpointError | None:
+    """What is to be found now: the folder may be gone or another one at first use."""
+    try:
+        return load_tokenizer(directory, mask_token_id)
+    except CheckpointError as error:
+        return error  # of no concern to those who pass token ids
 
 
 def _missing(directory: Path, given: str) -> str:

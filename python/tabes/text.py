@@ -1,36 +1,26 @@
-"""Text in and out: tokenizers and chat templates of checkpoint folders.
-
-``tokenizer.json`` is read by the ``tokenizers`` package. A folder that has only ``vocab.txt`` gets
-a tokenizer made from it: WordPiece if there are ``##`` pieces, else word-level over the atoms of
-SMILES, over single characters or over words, whichever the vocabulary is made of.
-"""
+"""Text to token ids and back: tokenizers, what they make special, and what stays text."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
-from pathlib import Path
+from functools import cached_property
 from typing import Any, NamedTuple
 
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
+from tokenizers import models, normalizers
 
-from tabes._core import CheckpointError, InputError
+from tabes._core import InputError
+from tabes.chat import Marked, Message, Names, Rendered, check_text, free_marker, render
+from tabes.foreign import Foreign, is_tokenizer
 
 MASK_LITERAL = "[MASK]"
 _MASK_NAMES = (MASK_LITERAL, "<mask>", "<|mask|>", "<|MASK|>", "<|mdm_mask|>")
-_START_NAMES = ("[CLS]", "<cls>", "[BOS]", "<bos>", "<s>")
-_END_NAMES = ("[SEP]", "<eos>", "[EOS]", "</s>")
-_SPECIAL = re.compile(
+SPECIAL = re.compile(
     r"\[(PAD|UNK|CLS|SEP|MASK|BOS|EOS|unused\d+)\]|</?s>|<(pad|unk|cls|eos|bos|mask|null_\d+)>"
 )
-# One token of a SMILES string: a bracketed atom, a two-letter element, the reaction arrow, a ring
-# closure of two or three digits, or else a single character.
-_SMILES = r"\[[^\]]+\]|Br|Cl|>>|%\([0-9]{3}\)|%[0-9]{2}|."
-
-Message = Mapping[str, Any]
 
 
 class Prompt(NamedTuple):
@@ -43,11 +33,14 @@ class Prompt(NamedTuple):
 class Tokenizer:
     """Text to token ids and back, for one checkpoint.
 
-    The mask token may be written in a text, as ``[MASK]`` or by the model's own name for it.
-    Text is framed as the tokenizer's template says ([CLS] text [SEP], say).
+    The mask token may be written in a text that is to be filled in place, as ``[MASK]`` or by the
+    model's own name for it. Where masks are appended (`gen_length`), the prompt is data: there the
+    names are text like any other. In chats all names of special tokens that stand in a message are
+    text; what the template writes is special. Text is framed as the tokenizer's template says
+    ([CLS] text [SEP], say).
 
     Attributes:
-        backend: the ``tokenizers.Tokenizer`` underneath.
+        backend: the ``tokenizers.Tokenizer`` underneath, or what stands in for it.
         mask_token: what to write in a text for a position to fill.
         mask_token_id: its id, None if neither the caller nor the tokenizer knows one.
         chat_template: source of the jinja2 template, None if the checkpoint has none.
@@ -55,10 +48,11 @@ class Tokenizer:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: Backend | Foreign,
         *,
         mask_token_id: int | None = None,
         named_tokens: Mapping[str, str] | None = None,
+        special_tokens: Sequence[str] = (),
         chat_template: str | None = None,
     ) -> None:
         self.backend = backend
@@ -72,7 +66,8 @@ class Tokenizer:
         self.mask_token_id = mask_token_id
         added = backend.get_added_tokens_decoder()
         # What the config names is special, be it a plain word of tokenizer.json's vocabulary.
-        named = {name: backend.token_to_id(name) for name in self._named_tokens.values()}
+        names = [*self._named_tokens.values(), *special_tokens]
+        named = {name: backend.token_to_id(name) for name in names}
         backend.add_special_tokens(
             [name for name, i in named.items() if i is not None and i not in added]
         )
@@ -83,8 +78,55 @@ class Tokenizer:
         self._aliased = (
             self.mask_token != MASK_LITERAL and backend.token_to_id(MASK_LITERAL) is None
         )
-        self._hidden = {i for i, token in added.items() if token.special} - {mask_token_id}
+        special = {i: token.content for i, token in added.items() if token.special}
+        self._hidden = set(special) - {mask_token_id}
+        self._mask_names = Names([self.mask_token, *([MASK_LITERAL] if self._aliased else [])])
+        self._special_names = Names(
+            name for i, name in special.items() if i != mask_token_id and not name.isspace()
+        )
+        self._literal: dict[str, Backend | Foreign] = {}
         self._prefix, self._suffix = self._frame()
+
+    @classmethod
+    def adapt(cls, given: Any, mask_token_id: int | None = None) -> Tokenizer:
+        """A tokenizer of transformers or a ``tokenizers.Tokenizer``, which stays as it is.
+
+        Args:
+            given: fast ones serve by what is underneath, others (ESM's) as they are.
+            mask_token_id: the model's mask token; without it, the one `given` names.
+
+        Raises InputError for anything else.
+        """
+        if isinstance(given, Tokenizer):
+            return given
+        fast = given if isinstance(given, Backend) else getattr(given, "backend_tokenizer", None)
+        backend: Backend | Foreign
+        if isinstance(fast, Backend):
+            backend = Backend.from_str(fast.to_str())  # a copy: ours changes its settings
+        elif is_tokenizer(given):
+            backend = Foreign(given)
+        else:
+            raise InputError(
+                f"tokenizer is a {type(given).__name__}: give one of transformers or of tokenizers,"
+                " or none and token ids"
+            )
+        if mask_token_id is None:
+            mask_token_id = getattr(given, "mask_token_id", None)
+        template = getattr(given, "chat_template", None)
+        named: dict[str, str] = {}
+        extra: list[str] = []
+        for key, value in getattr(given, "special_tokens_map", {}).items():
+            if isinstance(value, (list, tuple)):
+                extra += map(str, value)
+            else:
+                named[key] = str(value)
+        return cls(
+            backend,
+            mask_token_id=mask_token_id,
+            named_tokens=named,
+            special_tokens=extra,
+            chat_template=template if isinstance(template, str) else None,
+        )
 
     def _declared_mask_id(self) -> int | None:
         for name in (self._named_tokens.get("mask_token"), *_MASK_NAMES):
@@ -121,9 +163,12 @@ class Tokenizer:
         """`text` and then, unless `gen_length` is None, that many masks, all within the frame.
 
         A tokenizer that ends every text with a token ([EOS], [SEP]) keeps that token at the end:
-        ``[BOS] text masks [EOS]``. Between text and masks it would say that nothing follows.
+        ``[BOS] text masks [EOS]``. Between text and masks it would say that nothing follows. Before
+        appended masks the mask's names are text; those of other special tokens are special.
+
+        Raises InputError for text the tokenizer cannot express.
         """
-        body = self._encode_body(text)
+        body = self._encode_body(text, gen_length is None)
         if self._prefix and body[: len(self._prefix)] != self._prefix:
             body = self._prefix + body
         written_end = bool(self._suffix) and body[-len(self._suffix) :] == self._suffix
@@ -136,17 +181,18 @@ class Tokenizer:
     def encode_chat(self, messages: Sequence[Message], gen_length: int | None) -> Prompt:
         """A conversation through the chat template, followed by `gen_length` masks for the reply.
 
-        With `gen_length` None, masks written in the messages are all there is to fill. The
-        template writes the special tokens, so no frame is added.
+        With `gen_length` None, masks written in the messages are all there is to fill, and the
+        template is not asked to begin a reply. It writes the special tokens: no frame is added.
         """
-        return self.encode_rendered(self.render_chat(messages), gen_length)
+        return self.encode_rendered(self.render_chat(messages, gen_length is not None), gen_length)
 
     def encode_rendered(self, text: str, gen_length: int | None) -> Prompt:
         """Text that brings its special tokens along, as `render_chat` writes it, then masks.
 
-        Like `encode_prompt` but without a frame.
+        Like `encode_prompt` but without a frame. What `render_chat` returns remembers which names
+        of special tokens came from messages; in a plain string all but the mask's are special.
         """
-        body = self._encode_body(text)
+        body = self._encode_body(text, gen_length is None)
         if gen_length is None:
             return Prompt(body, 0)
         return Prompt(body + self._masks(gen_length), len(body))
@@ -156,24 +202,54 @@ class Tokenizer:
             raise InputError("no mask token is known: pass mask_token_id to tabes.load")
         return [self.mask_token_id] * count if self.mask_token_id is not None else []
 
-    def _encode_body(self, text: str) -> list[int]:
+    def _encode_body(self, text: str, in_place: bool) -> list[int]:
+        """The ids of a text without frame; its masks are masks if it is to be filled in place."""
+        check_text(text, "the text")
+        marked = text.marked if isinstance(text, Rendered) else None
+        if marked is None:
+            marked = Marked(str(text), "")
+        if in_place:
+            return self._encode_with_masks(marked)
+        ids = self._encode_piece(marked)
+        if self.mask_token_id not in ids:
+            return ids
+        marker = marked.marker or free_marker([text])
+        try:
+            ids = self._encode_piece(Marked(self._mask_names.mark(marked.text, marker), marker))
+        except InputError:  # a vocabulary of letters or words has nothing to spell it with
+            ids = [self.mask_token_id] if self.mask_token_id is not None else []
+        if self.mask_token_id in ids:
+            raise InputError(
+                f"{_shorten(text)} spells the mask token, {self.mask_token!r}, which this "
+                "vocabulary has only as a position to fill: leave out gen_length to fill it in "
+                "place, or give token ids"
+            )
+        return ids
+
+    def _encode_with_masks(self, marked: Marked) -> list[int]:
+        text, marker = marked
         if self._native_mask:
             if self._aliased:
                 text = text.replace(MASK_LITERAL, self.mask_token)
-            return self._encode_piece(text)
+            return self._encode_piece(Marked(text, marker))
         if self.mask_token_id is None:
-            return self._encode_piece(text)
+            return self._encode_piece(marked)
         names = [self.mask_token, *([MASK_LITERAL] if self._aliased else [])]
         ids: list[int] = []
         for i, piece in enumerate(re.split("|".join(map(re.escape, names)), text)):
-            ids += ([self.mask_token_id] if i else []) + self._encode_piece(piece)
+            ids += [self.mask_token_id] if i else []
+            ids += self._encode_piece(Marked(piece, marker))
         return ids
 
-    def _encode_piece(self, text: str) -> list[int]:
+    def _encode_piece(self, marked: Marked) -> list[int]:
+        text, marker = marked
         if not text:
             return []
+        backend = self._literal_backend(marker) if marker in text else self.backend
         try:
-            encoding = self.backend.encode(text, add_special_tokens=False)
+            encoding = backend.encode(text, add_special_tokens=False)
+        except InputError:
+            raise
         except Exception as error:  # the backend raises plain Exception
             raise InputError(f"the tokenizer cannot encode {_shorten(text)}: {error}") from error
         model = self.backend.model
@@ -188,26 +264,109 @@ class Tokenizer:
                     )
         return list(encoding.ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens; masks that are left stay visible."""
+    def _literal_backend(self, marker: str) -> Backend | Foreign:
+        """The backend for marked texts: what is broken by `marker` is no special token."""
+        if not marker:
+            return self.backend
+        if marker not in self._literal:
+            if isinstance(self.backend, Foreign):
+                self._literal[marker] = self.backend.literal(marker)
+            else:
+                self._literal[marker] = _literal_copy(self.backend, marker)
+        return self._literal[marker]
+
+    def decode(self, ids: Sequence[int], filled: Sequence[bool] | None = None) -> str:
+        """The text of token ids, without special tokens; masks that are left stay visible.
+
+        Args:
+            ids: the tokens.
+            filled: for each, whether the model wrote it; what it wrote is shown even if special.
+        """
+        given = [True] * len(ids) if filled is None else [not f for f in filled]
+        hidden = self._hidden
+        shown = [i for i, g in zip(ids, given, strict=True) if not (g and i in hidden)]
         if self._native_mask or self.mask_token_id is None:
-            return self._decode_piece(ids)
+            return self._decode_piece(shown)
         pieces: list[list[int]] = [[]]
-        for i in ids:
+        for i in shown:
             if i == self.mask_token_id:
                 pieces.append([])
             else:
                 pieces[-1].append(i)
         return self.mask_token.join(self._decode_piece(piece) for piece in pieces)
 
+    def decode_filled(self, ids: Sequence[int], filled: Sequence[bool], ends: Sequence[int]) -> str:
+        """The text of a finished sequence, cut where the model ended it.
+
+        Args:
+            ids: tokens of one sequence.
+            filled: for each, whether the model wrote it; given tokens are never cut off, and
+                special ones among them are left out.
+            ends: ids of the end tokens. What follows one that the model wrote, in the same run of
+                filled positions, is left out, and so is the end token itself.
+        """
+        kept = list(_visible(ids, filled, frozenset(ends)))
+        return self.decode([i for i, _ in kept], [written for _, written in kept])
+
     def _decode_piece(self, ids: Sequence[int]) -> str:
-        shown = [i for i in ids if i not in self._hidden]
         try:
-            return self.backend.decode(shown, skip_special_tokens=False)
+            return self.backend.decode(list(ids), skip_special_tokens=False)
         except Exception as error:  # the backend raises plain Exception
             raise InputError(
-                f"the tokenizer cannot decode the ids {shown[:8]}...: {error}"
+                f"the tokenizer cannot decode the ids {list(ids[:8])}...: {error}"
             ) from error
+
+    def token_id(self, name: str) -> int:
+        """The id of the token with this name, or of a text that is a single token.
+
+        Raises InputError if there is none; the message names the nearest ones.
+        """
+        check_text(name, "the name of a token")
+        token = self.backend.token_to_id(name)
+        if token is None and name == MASK_LITERAL and self._aliased:
+            token = self.mask_token_id
+        if token is not None:
+            return token
+        try:
+            ids = self._encode_piece(Marked(name, ""))
+        except InputError:
+            ids = []
+        if len(ids) == 1 and self.decode(ids, [True]) == name:
+            return ids[0]
+        lower = {known.lower(): known for known in self._vocabulary}
+        nearest = [
+            lower[n] for n in difflib.get_close_matches(name.lower(), self._comparable(name), n=3)
+        ]
+        hint = f": did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+        raise InputError(
+            f"the tokenizer has no token {name!r}"
+            + (f", which it writes with {len(ids)}" if len(ids) > 1 and not nearest else "")
+            + hint
+        )
+
+    @cached_property
+    def _vocabulary(self) -> list[str]:
+        return sorted(self.backend.get_vocab(with_added_tokens=True))
+
+    def _comparable(self, name: str) -> list[str]:
+        """Names in lower case that can be near: vocabularies of 100,000 are slow to search."""
+        start = name.lower().lstrip("[<|")[:1]
+        return [
+            low
+            for low in dict.fromkeys(known.lower() for known in self._vocabulary)
+            if abs(len(low) - len(name)) <= 3 and start in low[:3]
+        ]
+
+    @cached_property
+    def special_token_ids(self) -> list[int]:
+        """Ids of all special tokens but the mask, in order: those that the tokenizer makes special,
+        and those of BERT's and ESM's usual names ([unused1], <null_1>)."""
+        usual = {
+            i
+            for name, i in self.backend.get_vocab(with_added_tokens=True).items()
+            if SPECIAL.fullmatch(name)
+        }
+        return sorted((self._hidden | usual) - {self.mask_token_id})
 
     def piece(self, token: int) -> str:
         """How one token looks on its own, special tokens by name; for displays only."""
@@ -224,11 +383,15 @@ class Tokenizer:
             return name[2:] if name.startswith("##") else f" {name}"
         return self.backend.decode([token], skip_special_tokens=False) or name
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
+    def render_chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True
+    ) -> Rendered:
         """The text that the checkpoint's chat template makes of `messages`.
 
         Args:
-            messages: dicts with ``role`` and ``content``, oldest first.
+            messages: dicts with ``role`` and ``content``, oldest first. The content may be a list
+                of parts (``{"type": "text", "text": ...}``), and an assistant's may be missing.
+            add_generation_prompt: whether the template is to begin the reply.
 
         Raises InputError if there is no template, if it refuses the messages, or if it fails.
         """
@@ -237,226 +400,35 @@ class Tokenizer:
                 "this checkpoint has no chat template (chat_template.jinja, or chat_template in "
                 "tokenizer_config.json): give the prompt as a string"
             )
-        for i, message in enumerate(messages):
-            if not isinstance(message, Mapping):
-                raise InputError(
-                    f"message {i} is of type {type(message).__name__}: "
-                    "every message is a dict with 'role' and 'content'"
-                )
-            if "role" not in message or "content" not in message:
-                raise InputError(
-                    f"message {i} has the keys {sorted(map(str, message))}: "
-                    "every message needs 'role' and 'content'"
-                )
-        return _render(self.chat_template, messages, self._named_tokens)
-
-
-def _render(source: str, messages: Sequence[Message], tokens: Mapping[str, str]) -> str:
-    # The template comes with the checkpoint and is not trusted: it runs in jinja2's sandbox.
-    import jinja2
-    from jinja2 import nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """The tag around what the assistant said, which matters only to training."""
-
-        tags = {"generation"}  # noqa: RUF012  (as jinja2 declares it)
-
-        def parse(self, parser: Parser) -> nodes.Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    def refuse(message: str) -> str:
-        raise jinja2.TemplateError(message)
-
-    def to_json(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
+        return render(
+            self.chat_template,
+            messages,
+            self._named_tokens,
+            self._special_names,
+            add_generation_prompt,
         )
 
-    # What templates are given here is what transformers gives them, for which they are written.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    def __repr__(self) -> str:
+        backend = self.backend
+        kind = backend.name if isinstance(backend, Foreign) else type(backend.model).__name__
+        mask = "no mask" if self.mask_token_id is None else f"mask {self.mask_token!r}"
+        if self.mask_token_id is not None:
+            mask += f" = {self.mask_token_id}"
+        chat = "" if self.chat_template is None else ", chat template"
+        return f"Tokenizer({kind}, {self.vocab_size:,} tokens, {mask}{chat})"
+
+
+def _literal_copy(backend: Backend, marker: str) -> Backend:
+    described = json.loads(backend.to_str())
+    for token in described["added_tokens"]:
+        if token["special"]:
+            token["normalized"] = False  # looked for before the normalizer takes the marker out
+    copy = Backend.from_str(json.dumps(described))
+    remove = normalizers.Replace(marker, "")
+    copy.normalizer = (
+        remove if copy.normalizer is None else normalizers.Sequence([remove, copy.normalizer])
     )
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    environment.filters["tojson"] = to_json
-    given = {"tools": None, "documents": None, "add_generation_prompt": True, **tokens}
-    try:
-        return environment.from_string(source).render(messages=list(messages), **given)
-    except Exception as error:  # a template can raise anything: its filters are Python functions
-        reason = str(error) or type(error).__name__
-        raise InputError(f"the chat template failed on these messages: {reason}") from error
-
-
-def load_tokenizer(directory: Path, mask_token_id: int | None = None) -> Tokenizer | None:
-    """The tokenizer of a checkpoint folder, None if it has none.
-
-    Args:
-        directory: the folder.
-        mask_token_id: the model's mask token; without it, the one the tokenizer declares.
-
-    Raises CheckpointError for files that are there but cannot be used.
-    """
-    tokenizer_file, vocabulary_file = directory / "tokenizer.json", directory / "vocab.txt"
-    config = _read_json(directory / "tokenizer_config.json")
-    if tokenizer_file.is_file():
-        backend = _from_tokenizer_json(tokenizer_file)
-    elif vocabulary_file.is_file():
-        backend = _from_vocabulary(vocabulary_file, _bert_options(directory, config))
-    else:
-        return None
-    named = {
-        **_token_names(_read_json(directory / "special_tokens_map.json")),
-        **_token_names(config),
-    }
-    return Tokenizer(
-        backend,
-        mask_token_id=mask_token_id,
-        named_tokens=named,
-        chat_template=_chat_template(directory, config),
-    )
-
-
-def _read_text(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if text.startswith("version https://git-lfs"):
-        raise CheckpointError(
-            f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in its repository"
-        )
-    return text
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, not an object")
-    return value
-
-
-def _token_names(config: Mapping[str, Any]) -> dict[str, str]:
-    """The named special tokens (``bos_token``, ``mask_token``, ...) of a tokenizer's config."""
-    names: dict[str, str] = {}
-    for key, value in config.items():
-        if key.endswith("_token"):
-            text = value.get("content") if isinstance(value, dict) else value
-            if isinstance(text, str):
-                names[key] = text
-    return names
-
-
-def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        return _read_text(path)
-    template = config.get("chat_template")
-    if isinstance(template, list) and all(isinstance(t, dict) for t in template):
-        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
-    if template is not None and not isinstance(template, str):
-        raise CheckpointError(
-            f"{directory / 'tokenizer_config.json'} has a chat_template that is neither a string "
-            "nor a list of objects with name and template"
-        )
-    return template
-
-
-def _from_tokenizer_json(path: Path) -> Backend:
-    try:
-        return Backend.from_str(_read_text(path))
-    except CheckpointError:
-        raise
-    except Exception as error:  # the backend raises plain Exception
-        raise CheckpointError(
-            f"{path} is not a tokenizer that the installed tokenizers package can read: {error}"
-        ) from error
-
-
-def _bert_options(directory: Path, config: Mapping[str, Any]) -> dict[str, bool]:
-    """The arguments of BertNormalizer that the config sets."""
-    names = {
-        "do_lower_case": "lowercase",
-        "strip_accents": "strip_accents",
-        "tokenize_chinese_chars": "handle_chinese_chars",
-    }
-    options: dict[str, bool] = {}
-    for key, name in names.items():
-        value = config.get(key)
-        if isinstance(value, bool):
-            options[name] = value
-        elif value is not None:
-            path = directory / "tokenizer_config.json"
-            raise CheckpointError(f"{path} has {key}={value!r}: it must be true or false")
-    return options
-
-
-def _from_vocabulary(path: Path, bert_options: dict[str, bool]) -> Backend:
-    # Lines end at line feeds only, and blanks of any kind may be tokens: ids are line numbers.
-    lines = _read_text(path).removesuffix("\n").split("\n")
-    vocabulary = {line.strip() or line: i for i, line in enumerate(lines)}
-    special = [token for token in vocabulary if _SPECIAL.fullmatch(token)]
-    plain = [token for token in vocabulary if token and not _SPECIAL.fullmatch(token)]
-    if not plain:
-        raise CheckpointError(f"{path} lists no tokens: one token a line is expected")
-    unknown = next((t for t in ("[UNK]", "<unk>") if t in vocabulary), None)
-    if unknown is None:
-        raise CheckpointError(f"{path} has neither [UNK] nor <unk>, so it cannot encode free text")
-
-    backend: Backend
-    if any(token.startswith("##") for token in plain):
-        cased = any(c.isupper() for token in plain for c in token)
-        backend = Backend(models.WordPiece(vocab=vocabulary, unk_token=unknown))
-        backend.normalizer = normalizers.BertNormalizer(**{"lowercase": not cased, **bert_options})
-        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        backend.decoder = decoders.WordPiece(prefix="##")
-    else:
-        backend = Backend(models.WordLevel(vocab=vocabulary, unk_token=unknown))
-        pattern = _word_pattern(plain)
-        if pattern is None:
-            backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        else:
-            if not any(token.isspace() for token in plain):
-                backend.normalizer = normalizers.Strip()
-            backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
-            backend.decoder = decoders.Fuse()
-    # Their names in a text are then the tokens themselves; the ids stay those of the file.
-    backend.add_special_tokens(special)
-    start = next((t for t in _START_NAMES if t in vocabulary), None)
-    end = next((t for t in _END_NAMES if t in vocabulary), None)
-    frame = [t for t in (start, end) if t is not None]
-    if frame:
-        backend.post_processor = processors.TemplateProcessing(
-            single=" ".join([*([start] if start else []), "$A", *([end] if end else [])]),
-            special_tokens=[(t, vocabulary[t]) for t in frame],
-        )
-    return backend
-
-
-def _word_pattern(plain: Sequence[str]) -> str | None:
-    """The pattern of one token of a word-level vocabulary, None if words are split at spaces."""
-    if {"C", "c", "(", ")", "="} <= set(plain):
-        return _SMILES
-    return "." if all(len(token) == 1 for token in plain) else None
+    return copy
 
 
 def _shorten(text: str, width: int = 60) -> str:
@@ -471,12 +443,14 @@ def visible_ids(ids: Sequence[int], filled: Sequence[bool], ends: Sequence[int])
         filled: for each, whether the model wrote it; the prompt's own tokens are never dropped.
         ends: ids of the end tokens; those that the model wrote are dropped too.
     """
-    return list(_visible(ids, filled, frozenset(ends)))
+    return [token for token, _ in _visible(ids, filled, frozenset(ends))]
 
 
-def _visible(ids: Sequence[int], filled: Sequence[bool], ends: frozenset[int]) -> Iterator[int]:
+def _visible(
+    ids: Sequence[int], filled: Sequence[bool], ends: frozenset[int]
+) -> Iterator[tuple[int, bool]]:
     ended = False
     for token, written in zip(ids, filled, strict=True):
         ended = written and (ended or token in ends)
         if not ended:
-            yield token
+            yield token, written

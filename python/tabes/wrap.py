@@ -68,8 +68,8 @@ def wrap(
     Args:
         model: the model, in eval mode, in float32, bfloat16, float16 (on a GPU) or float64.
         mask_token_id: the mask token; by default config.mask_token_id, then the tokenizer's.
-        tokenizer: a fast tokenizer of transformers, a ``tokenizers.Tokenizer`` or a
-            `tabes.text.Tokenizer`; without one `generate` takes token ids only.
+        tokenizer: one of transformers, a ``tokenizers.Tokenizer`` or a `tabes.text.Tokenizer`;
+            without one `generate` takes token ids only.
         embedding_table: input embeddings [V, D]; by default model.get_input_embeddings().
         max_length: longest sequence; by default what the config says, else no limit.
         eos_token_ids: tokens that end a text; by default what config, generation_config and
@@ -88,10 +88,10 @@ def wrap(
     name = _name(model)
     pretrained = _pretrained(model)
     config = None if pretrained is None else _config(pretrained)
-    text = _tokenizer(tokenizer, mask_token_id, config)
     mask = optional_integer(mask_token_id, "mask_token_id")
     if mask is None:
         mask = _id(config, "mask_token_id")
+    text = None if tokenizer is None else Tokenizer.adapt(tokenizer, mask)
     if mask is None and text is not None:
         mask = text.mask_token_id
     if mask is None:
@@ -236,31 +236,6 @@ def _check_module(module: torch.nn.Module) -> None:
 
 def _trains(module: torch.nn.Module) -> bool:
     return any(part.training for part in module.modules())
-
-
-def _tokenizer(given: Any, mask_token_id: int | None, config: Any) -> Tokenizer | None:
-    if given is None or isinstance(given, Tokenizer):
-        return given
-    from tokenizers import Tokenizer as Backend
-
-    backend = given if isinstance(given, Backend) else getattr(given, "backend_tokenizer", None)
-    if not isinstance(backend, Backend):
-        raise InputError(
-            f"tokenizer is a {type(given).__name__}, which has no backend_tokenizer: give a fast "
-            "tokenizer of transformers, or none and token ids"
-        )
-    if mask_token_id is None:
-        mask_token_id = _id(config, "mask_token_id")
-    if mask_token_id is None:
-        mask_token_id = getattr(given, "mask_token_id", None)
-    named = getattr(given, "special_tokens_map", {})
-    template = getattr(given, "chat_template", None)
-    return Tokenizer(
-        Backend.from_str(backend.to_str()),  # a copy: ours changes its settings
-        mask_token_id=mask_token_id,
-        named_tokens={k: str(v) for k, v in named.items() if not isinstance(v, (list, tuple))},
-        chat_template=template if isinstance(template, str) else None,
-    )
 
 
 # ---- The function from embeddings to logits ------------------------------------------------------

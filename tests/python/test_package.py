@@ -72,9 +72,9 @@ def test_aliases(demo_model: tabes.Model) -> None:
         (dict(forbidden=[99]), "forbidden token 99"),
         (dict(forbidden="C"), "forbidden"),
         (dict(gen_length=0), "gen_length"),
-        (dict(gen_length=10**6), "at most"),
+        (dict(gen_length=10**6), "exceed the model's 256 positions"),
         (dict(callback=3), "callback"),
-        (dict(attention_mask=None), "nothing is padded"),
+        (dict(attention_mask=[1]), "must agree"),
     ],
 )
 def test_bad_arguments(demo_model: tabes.Model, arguments: dict, message: str) -> None:

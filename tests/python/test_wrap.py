@@ -221,7 +221,7 @@ def test_text_goes_through_the_tokenizer_of_transformers(
         out = tabes.generate(wrapped, text, steps=2)
         assert torch.is_tensor(out.tokens)
         assert (out.texts is None) == (native.texts is None)
-    with pytest.raises(tabes.InputError, match="no backend_tokenizer"):
+    with pytest.raises(tabes.InputError, match="tokenizer is a object"):
         tabes.wrap(model, tokenizer=object(), mask_token_id=4)
     silent = tabes.wrap(model, mask_token_id=4)
     with pytest.raises(tabes.InputError, match="has no tokenizer"):

@@ -1,0 +1,233 @@
+"""The tokenizer of a checkpoint folder.
+
+``tokenizer.json`` is read by the ``tokenizers`` package. A folder that has only ``vocab.txt`` gets
+a tokenizer made from it: WordPiece if there are ``##`` pieces, else word-level over the atoms of
+SMILES, over single characters or over words, whichever the vocabulary is made of. What
+tokenizer_config.json and the files beside it say applies to both, as in transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
+
+from tabes._core import CheckpointError
+from tabes.settings_shim import TokenizerSettings, read_tokenizer_settings
+from tabes.text import SPECIAL, Tokenizer
+
+_START_NAMES = ("[CLS]", "<cls>", "[BOS]", "<bos>", "<s>")
+_END_NAMES = ("[SEP]", "<eos>", "[EOS]", "</s>")
+# One token of a SMILES string: a bracketed atom, a two-letter element, the reaction arrow, a ring
+# closure of two or three digits, or else a single character.
+_SMILES = r"\[[^\]]+\]|Br|Cl|>>|%\([0-9]{3}\)|%[0-9]{2}|."
+# Classes of transformers that put the settings of BERT's normalizer in the place of the file's.
+_BERT_CLASSES = {
+    f"{name}Tokenizer"
+    for name in ("Bert", "DistilBert", "Electra", "MobileBert", "SqueezeBert", "ConvBert")
+}
+# A cased vocabulary has capitals by the thousand; a few are symbols or added by hand.
+_CASED_SHARE = 0.01
+
+
+def load_tokenizer(directory: Path, mask_token_id: int | None = None) -> Tokenizer | None:
+    """The tokenizer of a checkpoint folder, None if it has none.
+
+    Args:
+        directory: the folder.
+        mask_token_id: the model's mask token; without it, the one the tokenizer declares.
+
+    Raises CheckpointError for files that are there but cannot be used.
+    """
+    tokenizer_file, vocabulary_file = directory / "tokenizer.json", directory / "vocab.txt"
+    settings = read_tokenizer_settings(directory)
+    if tokenizer_file.is_file():
+        path, backend = tokenizer_file, _from_tokenizer_json(tokenizer_file)
+        _patch_normalizer(backend, settings)
+    elif vocabulary_file.is_file():
+        path, backend = vocabulary_file, _from_vocabulary(vocabulary_file, settings)
+    else:
+        return None
+    backend = _with_added_tokens(backend, path, settings)
+    return Tokenizer(
+        backend,
+        mask_token_id=mask_token_id,
+        named_tokens=settings.named_tokens,
+        special_tokens=settings.additional_special_tokens,
+        chat_template=_chat_template(directory, settings),
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if text.startswith("version https://git-lfs"):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in its repository"
+        )
+    return text
+
+
+def _chat_template(directory: Path, settings: TokenizerSettings) -> str | None:
+    path = directory / "chat_template.jinja"
+    return _read_text(path) if path.is_file() else settings.chat_template
+
+
+def _from_tokenizer_json(path: Path) -> Backend:
+    try:
+        return Backend.from_str(_read_text(path))
+    except CheckpointError:
+        raise
+    except Exception as error:  # the backend raises plain Exception
+        raise CheckpointError(
+            f"{path} is not a tokenizer that the installed tokenizers package can read: {error}"
+        ) from error
+
+
+def _bert_options(settings: TokenizerSettings) -> dict[str, bool]:
+    """The arguments of BertNormalizer that the config sets."""
+    options = {
+        "lowercase": settings.do_lower_case,
+        "strip_accents": settings.strip_accents,
+        "handle_chinese_chars": settings.tokenize_chinese_chars,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _patch_normalizer(backend: Backend, settings: TokenizerSettings) -> None:
+    """Puts the config's casing and accents in the place of those of tokenizer.json.
+
+    As transformers does for BERT's classes, which take what the config leaves out for their
+    defaults. A config that names no class and none of these settings leaves the file as it is.
+    """
+    options = _bert_options(settings)
+    named = settings.tokenizer_class.removesuffix("Fast")
+    if not isinstance(backend.normalizer, normalizers.BertNormalizer):
+        return
+    if named in _BERT_CLASSES or (options and not named):
+        backend.normalizer = normalizers.BertNormalizer(**{"lowercase": True, **options})
+
+
+def _from_vocabulary(path: Path, settings: TokenizerSettings) -> Backend:
+    # Lines end at line feeds only, and blanks of any kind may be tokens: ids are line numbers.
+    lines = _read_text(path).removesuffix("\n").split("\n")
+    vocabulary = {line.strip() or line: i for i, line in enumerate(lines)}
+    names = settings.named_tokens
+    special = [t for t in vocabulary if SPECIAL.fullmatch(t) or t in names.values()]
+    plain = [token for token in vocabulary if token and token not in set(special)]
+    if not plain:
+        raise CheckpointError(f"{path} lists no tokens: one token a line is expected")
+    unknown = _first((names.get("unk_token"), "[UNK]", "<unk>"), vocabulary)
+    if unknown is None:
+        raise CheckpointError(f"{path} has neither [UNK] nor <unk>, so it cannot encode free text")
+
+    backend: Backend
+    if any(token.startswith("##") for token in plain):
+        options = {"lowercase": not _is_cased(plain), **_bert_options(settings)}
+        backend = Backend(models.WordPiece(vocab=vocabulary, unk_token=unknown))
+        backend.normalizer = normalizers.BertNormalizer(**options)
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.decoder = decoders.WordPiece(prefix="##")
+    else:
+        backend = Backend(models.WordLevel(vocab=vocabulary, unk_token=unknown))
+        if settings.do_lower_case and not any(token != token.lower() for token in plain):
+            backend.normalizer = normalizers.Lowercase()
+        _split_words(backend, plain)
+    # Their names in a text are then the tokens themselves; the ids stay those of the file.
+    backend.add_special_tokens(special)
+    start = _first((names.get("cls_token"), names.get("bos_token"), *_START_NAMES), vocabulary)
+    end = _first((names.get("sep_token"), names.get("eos_token"), *_END_NAMES), vocabulary)
+    frame = [t for t in (start, end) if t is not None]
+    if frame:
+        backend.post_processor = processors.TemplateProcessing(
+            single=" ".join([*([start] if start else []), "$A", *([end] if end else [])]),
+            special_tokens=[(t, vocabulary[t]) for t in frame],
+        )
+    return backend
+
+
+def _first(names: Sequence[str | None], vocabulary: Mapping[str, int]) -> str | None:
+    return next((name for name in names if name is not None and name in vocabulary), None)
+
+
+def _is_cased(plain: Sequence[str]) -> bool:
+    """Whether a vocabulary has capitals, of which lower-casing would leave nothing."""
+    # Some capitals (U+211D) have no small letter: they are in uncased vocabularies as well.
+    capitals = sum(any(c.isupper() and c.lower() != c for c in token) for token in plain)
+    return capitals > _CASED_SHARE * len(plain)
+
+
+def _split_words(backend: Backend, plain: Sequence[str]) -> None:
+    blanks = any(token.isspace() for token in plain)
+    if {"C", "c", "(", ")", "="} <= set(plain):
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(_SMILES), "isolated")
+    elif all(len(token) == 1 for token in plain):
+        letters = pre_tokenizers.Split(Regex("."), "isolated")
+        # Residues may be written with blanks between them and in lines.
+        parts = [letters] if blanks else [pre_tokenizers.WhitespaceSplit(), letters]
+        backend.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    else:
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return
+    if not blanks:
+        strip = normalizers.Strip()
+        backend.normalizer = (
+            normalizers.Sequence([strip, backend.normalizer]) if backend.normalizer else strip
+        )
+    backend.decoder = decoders.Fuse()
+
+
+def _with_added_tokens(backend: Backend, path: Path, settings: TokenizerSettings) -> Backend:
+    """`backend` with the tokens that were added to the vocabulary, under the ids given to them."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    missing = [token for token in settings.added_tokens if token.content not in known]
+    if not missing:
+        return backend
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    owners = {i: token for token, i in vocabulary.items()}
+    for token in missing:
+        found = vocabulary.get(token.content)
+        if found not in (None, token.id) or owners.get(token.id, token.content) != token.content:
+            has = f"{token.id} is {owners.get(token.id)!r}"
+            if found is not None:
+                has = f"{token.content!r} is {found}"
+            raise CheckpointError(
+                f"{path.parent}: the added token {token.content!r} has the id {token.id}, but in "
+                f"{path.name} {has}: take the files of one and the same tokenizer"
+            )
+    new = {token.content: token.id for token in missing if token.content not in vocabulary}
+    # The backend numbers new tokens itself, from here on.
+    following = max([*backend.get_added_tokens_decoder(), -1]) + 1
+    following = max(following, backend.get_vocab_size(with_added_tokens=False))
+    if list(new.values()) != list(range(following, following + len(new))):
+        backend = _with_words(backend, path, new)
+    for token in missing:
+        added = AddedToken(
+            token.content,
+            single_word=token.single_word,
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+            normalized=token.normalized,
+            special=token.special,
+        )
+        (backend.add_special_tokens if token.special else backend.add_tokens)([added])
+    return backend
+
+
+def _with_words(backend: Backend, path: Path, words: Mapping[str, int]) -> Backend:
+    """`backend` with words in its vocabulary under ids that leave a gap behind the others."""
+    described: dict[str, Any] = json.loads(backend.to_str())
+    vocabulary = described["model"]["vocab"]
+    if not isinstance(vocabulary, dict):
+        raise CheckpointError(
+            f"{path.parent}: the added tokens {', '.join(words)} have ids that do not follow those "
+            f"of {path.name}"
+        )
+    vocabulary.update(words)
+    return Backend.from_str(json.dumps(described))

@@ -1,6 +1,7 @@
 #include <chrono>
 
 #include "bindings.h"
+#include "tabes/version.h"
 
 namespace tabes::python {
 
@@ -20,7 +21,7 @@ std::function<void()> signal_poll() {
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled core of tabes; use the package tabes.";
-  m.attr("version") = TABES_VERSION;
+  m.attr("version") = tabes::version();
   m.attr("built_for_torch") = TABES_TORCH_VERSION;
   tabes::python::register_errors(m);
   tabes::python::register_denoiser(m);

@@ -22,8 +22,9 @@ macro(tabes_enable_cuda)
   endif()
 endmacro()
 
-# Kernels (.cu, which know nothing of PyTorch) and the files that register them with PyTorch.
-function(tabes_add_cuda target)
+# Kernels (.cu, which know nothing of PyTorch) and the files that register them with PyTorch, among
+# the `objects` of which `library` is made.
+function(tabes_add_cuda objects library)
   if(NOT EXISTS "${TORCH_INSTALL_PREFIX}/lib/libtorch_cuda.so")
     message(FATAL_ERROR
       "TABES_CUDA=ON needs a CUDA build of PyTorch; the one in ${TORCH_INSTALL_PREFIX} is for the CPU "
@@ -32,7 +33,7 @@ function(tabes_add_cuda target)
   endif()
   find_package(CUDAToolkit REQUIRED)
   set(sources cpp/src/ops/cuda)
-  target_sources(${target} PRIVATE
+  target_sources(${objects} PRIVATE
     ${sources}/aqa_bf16.cu
     ${sources}/aqa_fp16.cu
     ${sources}/aqa_fp32.cu
@@ -45,13 +46,14 @@ function(tabes_add_cuda target)
     ${sources}/rows_cuda.cpp
     ${sources}/stream.cpp)
   # Headers only: the runtime is linked in statically, so that no version of libcudart has to match.
-  target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
-  set_target_properties(${target} PROPERTIES CUDA_RUNTIME_LIBRARY Static)
+  target_include_directories(${objects} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+  set_target_properties(${objects} ${library} PROPERTIES
+    CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden)
   # By path, so that the exported package does not name targets that only this build has. A C++ host
   # has nothing else that would load PyTorch's CUDA backend.
-  target_link_libraries(${target} PRIVATE
+  target_link_libraries(${objects} PUBLIC
     "$<BUILD_INTERFACE:-Wl,--push-state,--no-as-needed,${TORCH_INSTALL_PREFIX}/lib/libtorch_cuda.so,${TORCH_INSTALL_PREFIX}/lib/libc10_cuda.so,--pop-state>")
   # What PyTorch's CUDA libraries need in turn (cuBLAS, NCCL, ...) lies wherever pip put it: the loader
   # finds it, a program that links tabes need not.
-  target_link_options(${target} INTERFACE "LINKER:--allow-shlib-undefined")
+  target_link_options(${library} INTERFACE "LINKER:--allow-shlib-undefined")
 endfunction()

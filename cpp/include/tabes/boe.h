@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "tabes/export.h"
 #include "tabes/influence.h"
 #include "tabes/policy.h"
 
@@ -83,7 +84,7 @@ struct BoEOptions {
 // probes, or with no more candidates than rows to reveal, is ordered by confidence at no cost,
 // since influence could change nothing. With a model that keeps no context (ModuleDenoiser) a
 // frozen one is replaced by the exact one.
-class BoE final : public Policy {
+class TABES_API BoE final : public Policy {
  public:
   // Throws InputError for an option out of range.
   explicit BoE(BoEOptions options = {});

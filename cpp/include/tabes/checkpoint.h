@@ -8,6 +8,7 @@
 #include <string>
 
 #include "tabes/denoiser.h"
+#include "tabes/export.h"
 
 namespace tabes {
 
@@ -27,6 +28,7 @@ struct LoadOptions {
 // Loads the model in the folder `directory`. Weights are read tensor by tensor into their final
 // place: beside the model itself at most one tensor is in memory. Pickle files are never opened.
 // Throws CheckpointError naming the file, the rule it breaks and, where known, the tensor.
-std::shared_ptr<const Denoiser> load(const std::string& directory, const LoadOptions& options = {});
+TABES_API std::shared_ptr<const Denoiser> load(const std::string& directory,
+                                               const LoadOptions& options = {});
 
 }  // namespace tabes

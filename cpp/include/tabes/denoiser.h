@@ -15,6 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "tabes/export.h"
+
 namespace tabes {
 
 struct ModelInfo {
@@ -57,7 +59,7 @@ using Poll = std::function<void()>;
 
 // What a forward pass leaves behind for the frozen context: every row's attention keys and values.
 // Opaque; only the model that made it can use it, in one thread at a time.
-class Context {
+class TABES_API Context {
  public:
   virtual ~Context() = default;
   // Keeps what belongs to these rows only, in their order: `rows` [n] int64.
@@ -95,7 +97,7 @@ class ReplayedDenoiser;
 
 // A frozen model that predicts every position from all the others. Implementations are immutable
 // after construction: all const members may be called from several threads at once.
-class Denoiser {
+class TABES_API Denoiser {
  public:
   virtual ~Denoiser() = default;
 
@@ -143,7 +145,7 @@ class Denoiser {
 };
 
 // For one thread, with the device's current stream as it was when replayed() gave it.
-class ReplayedDenoiser : public Denoiser {
+class TABES_API ReplayedDenoiser : public Denoiser {
  public:
   virtual int64_t replays() const = 0;  // passes replayed since it was given
   // Drops what was recorded, and its memory, if no context that a pass has kept lies there.

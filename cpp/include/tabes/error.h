@@ -4,33 +4,35 @@
 
 #include <stdexcept>
 
+#include "tabes/export.h"
+
 namespace tabes {
 
-class Error : public std::runtime_error {
+class TABES_API Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
 // A checkpoint folder, config.json, index or tensor file that cannot be used.
-class CheckpointError : public Error {
+class TABES_API CheckpointError : public Error {
  public:
   using Error::Error;
 };
 
 // An argument outside its documented range.
-class InputError : public Error {
+class TABES_API InputError : public Error {
  public:
   using Error::Error;
 };
 
 // The model computed NaN or infinite values where numbers are needed.
-class NumericsError : public Error {
+class TABES_API NumericsError : public Error {
  public:
   using Error::Error;
 };
 
 // A device or dtype that this build or this machine does not have, or its memory running out.
-class DeviceError : public Error {
+class TABES_API DeviceError : public Error {
  public:
   using Error::Error;
 };

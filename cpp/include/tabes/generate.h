@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tabes/denoiser.h"
+#include "tabes/export.h"
 #include "tabes/policy.h"
 
 namespace tabes {
@@ -113,13 +114,14 @@ struct GenerateResult {
 // range, an empty sequence or batch, one longer than the model allows, a token outside the
 // vocabulary or nothing to fill; NumericsError, naming step, sequence and position, if the model
 // computes NaN.
-GenerateResult generate(const Denoiser& model, const std::vector<at::Tensor>& sequences,
-                        const GenerateOptions& options = {});
+TABES_API GenerateResult generate(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+                                  const GenerateOptions& options = {});
 
 // `prompt` (1-D int64) followed by gen_length masks: what generate() continues.
-at::Tensor with_masks(const Denoiser& model, const at::Tensor& prompt, int64_t gen_length);
+TABES_API at::Tensor with_masks(const Denoiser& model, const at::Tensor& prompt,
+                                int64_t gen_length);
 
 // Logits float32 (float64 for a float64 model) [R, V] at every position of the packed sequences.
-at::Tensor logits(const Denoiser& model, const std::vector<at::Tensor>& sequences);
+TABES_API at::Tensor logits(const Denoiser& model, const std::vector<at::Tensor>& sequences);
 
 }  // namespace tabes

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tabes/denoiser.h"
+#include "tabes/export.h"
 
 namespace tabes {
 
@@ -50,10 +51,10 @@ struct Influence {
 // InputError if a list is empty, holds a position twice, out of range or not masked, if an option
 // is out of range, or for a frozen context with a model that has none; NumericsError if the model
 // computes NaN; DeviceError if memory runs out.
-Influence influence(const Denoiser& model, const std::vector<at::Tensor>& sequences,
-                    const std::vector<std::vector<int64_t>>& candidates,
-                    const std::vector<std::vector<int64_t>>& probes,
-                    const InfluenceOptions& options = {});
+TABES_API Influence influence(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+                              const std::vector<std::vector<int64_t>>& candidates,
+                              const std::vector<std::vector<int64_t>>& probes,
+                              const InfluenceOptions& options = {});
 
 struct OneStepFall {
   // One tensor a sequence, [candidates] float64 on the CPU, in the candidates' order: in nats, the
@@ -64,9 +65,10 @@ struct OneStepFall {
 
 // What influence() predicts, found out by running the model once for every candidate. Takes and
 // refuses the same lists, and positions that are both.
-OneStepFall one_step_fall(const Denoiser& model, const std::vector<at::Tensor>& sequences,
-                          const std::vector<std::vector<int64_t>>& candidates,
-                          const std::vector<std::vector<int64_t>>& probes,
-                          const std::vector<int64_t>& forbidden = {}, const Poll& poll = {});
+TABES_API OneStepFall one_step_fall(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+                                    const std::vector<std::vector<int64_t>>& candidates,
+                                    const std::vector<std::vector<int64_t>>& probes,
+                                    const std::vector<int64_t>& forbidden = {},
+                                    const Poll& poll = {});
 
 }  // namespace tabes

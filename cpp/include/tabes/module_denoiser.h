@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tabes/denoiser.h"
+#include "tabes/export.h"
 
 namespace torch::jit {
 struct Module;
@@ -36,7 +37,7 @@ struct ModuleCall {
 // called from several threads.
 using ModuleFunction = std::function<at::Tensor(const ModuleCall& call)>;
 
-class ModuleDenoiser final : public Denoiser {
+class TABES_API ModuleDenoiser final : public Denoiser {
  public:
   // `embedding_table` [V, D] float32, bfloat16, float16 (on a GPU) or float64; vocabulary, hidden
   // size, dtype and device of `info` are taken from it. Throws InputError if `info` or the table is
@@ -71,12 +72,14 @@ class ModuleDenoiser final : public Denoiser {
 // A TorchScript module whose forward(inputs_embeds [B, L, D]) returns logits [B, L, V], alone or
 // first in a tuple. It is switched to eval mode. Its gradients are those of all rows, whatever rows
 // are active.
-std::shared_ptr<const Denoiser> make_module(const torch::jit::Module& module,
-                                            const at::Tensor& embedding_table, ModelInfo info);
+TABES_API std::shared_ptr<const Denoiser> make_module(const torch::jit::Module& module,
+                                                      const at::Tensor& embedding_table,
+                                                      ModelInfo info);
 
 // The same from a file that torch.jit.save wrote, moved to the table's device. Throws InputError
 // if it cannot be read.
-std::shared_ptr<const Denoiser> load_module(const std::string& path,
-                                            const at::Tensor& embedding_table, ModelInfo info);
+TABES_API std::shared_ptr<const Denoiser> load_module(const std::string& path,
+                                                      const at::Tensor& embedding_table,
+                                                      ModelInfo info);
 
 }  // namespace tabes

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tabes/denoiser.h"
+#include "tabes/export.h"
 
 namespace tabes {
 
@@ -32,7 +33,7 @@ enum class Pace {
 };
 
 // What a policy remembers between the steps of one decode.
-class PolicyState {
+class TABES_API PolicyState {
  public:
   virtual ~PolicyState() = default;
 };
@@ -138,7 +139,7 @@ struct DeviceDecision {
 
 // Orders the eligible rows. A policy reads tokens and never writes them; implementations are
 // immutable and may be shared between threads: what they remember is in their PolicyState.
-class Policy {
+class TABES_API Policy {
  public:
   virtual ~Policy() = default;
   virtual std::string name() const = 0;
@@ -203,10 +204,10 @@ using PolicyOptions = std::map<std::string, double>;
 //                   of candidates=3 times the quota; gamma=1
 //   boe, boe_paper  see tabes/boe.h; no settings here
 // Throws InputError for another name or setting, or a value out of range.
-std::shared_ptr<const Policy> make_policy(const std::string& name,
-                                          const PolicyOptions& options = {});
+TABES_API std::shared_ptr<const Policy> make_policy(const std::string& name,
+                                                    const PolicyOptions& options = {});
 
 // The names make_policy knows.
-std::vector<std::string> policy_names();
+TABES_API std::vector<std::string> policy_names();
 
 }  // namespace tabes

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "tabes/denoiser.h"
+#include "tabes/export.h"
 
 namespace tabes {
 
@@ -62,7 +63,7 @@ struct TransformerConfig {
 //   final_norm.{weight,bias}, head.dense.{weight,bias}, head.norm.{weight,bias},
 //   head.out.{weight,bias}.
 // Linear weights are [out, in].
-class WeightSource {
+class TABES_API WeightSource {
  public:
   virtual ~WeightSource() = default;
 
@@ -77,8 +78,9 @@ class WeightSource {
 // `prepack`: see LoadOptions (tabes/checkpoint.h).
 // Throws CheckpointError if the description is inconsistent, DeviceError for a device or dtype
 // this build does not have.
-std::shared_ptr<const Denoiser> make_transformer(const TransformerConfig& config,
-                                                 WeightSource& weights, at::Device device,
-                                                 at::ScalarType dtype, bool prepack = true);
+TABES_API std::shared_ptr<const Denoiser> make_transformer(const TransformerConfig& config,
+                                                           WeightSource& weights, at::Device device,
+                                                           at::ScalarType dtype,
+                                                           bool prepack = true);
 
 }  // namespace tabes

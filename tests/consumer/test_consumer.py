@@ -92,3 +92,34 @@ def test_the_wheel_knows_no_absolute_path(pattern: str) -> None:
 def test_the_wheel_holds_no_torch_library() -> None:
     package = Path(tabes.__file__).parent
     assert not [p for p in package.rglob("*.so*") if "torch" in p.name or "c10" in p.name]
+
+
+def exported(library: Path) -> set[str]:
+    """Functions, demangled, without arguments; and "class NAME" for those with type information."""
+    done = subprocess.run(
+        ["nm", "-DC", "--defined-only", library], capture_output=True, text=True, check=True
+    )
+    names = set()
+    for line in done.stdout.splitlines():
+        name = line.split(maxsplit=2)[2].partition("(")[0].replace("[abi:cxx11]", "")
+        kind, of, rest = name.partition(" for ")
+        if not of:
+            names.add(name)
+        elif kind == "typeinfo":
+            names.add(f"class {rest}")
+    return names
+
+
+def test_the_library_exports_its_public_interface_alone() -> None:
+    """A new name is added to the list on purpose: hosts will come to rely on it."""
+    library = next(Path(tabes.__file__).parent.glob("lib*/libtabes.so*"))
+    listed = set((Path(__file__).parent / "exported.txt").read_text().split("\n")) - {""}
+    assert exported(library) == listed
+
+
+def test_the_soname_has_the_version_that_breaks() -> None:
+    library = next(Path(tabes.__file__).parent.glob("lib*/libtabes.so*"))
+    soname = next(line for line in dynamic_section(library) if "SONAME" in line)
+    major_minor = ".".join(tabes.__version__.split(".")[:2])
+    assert f"[libtabes.so.{major_minor}]" in soname
+    assert tabes._core.version == tabes.__version__

@@ -32,7 +32,7 @@ enum class ScoreRule {
   nats      // gamma * log c + weight * TIS
 };
 
-struct BoEOptions {
+struct TABES_API BoEOptions {
   // Candidates of a step: the eligible rows that come first by the prefilter. A number of them,
   // or, if `per_quota`, that multiple (rounded up) of the rows the step reveals.
   double n_candidates = 2;

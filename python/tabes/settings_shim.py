@@ -74,7 +74,13 @@ def read_tokenizer_settings(directory: Path) -> TokenizerSettings:
         raise CheckpointError(f"{path} has a chat_template that is neither a string nor a list")
     if "added_tokens_decoder" in config:
         added = [
-            Added(int(k), **{a: b for a, b in v.items() if a in Added.__annotations__})
+            Added(
+                int(k),
+                **{
+                    "normalized": not v.get("special"),
+                    **{a: b for a, b in v.items() if a in Added.__annotations__},
+                },
+            )
             for k, v in config["added_tokens_decoder"].items()
         ]
     else:

@@ -119,8 +119,10 @@ def _from_vocabulary(path: Path, settings: TokenizerSettings) -> Backend:
     lines = _read_text(path).removesuffix("\n").split("\n")
     vocabulary = {line.strip() or line: i for i, line in enumerate(lines)}
     names = settings.named_tokens
-    special = [t for t in vocabulary if SPECIAL.fullmatch(t) or t in names.values()]
-    plain = [token for token in vocabulary if token and token not in set(special)]
+    named = [t for t in vocabulary if SPECIAL.fullmatch(t) or t in names.values()]
+    plain = [token for token in vocabulary if token and token not in set(named)]
+    # [unused7] in a text is no token of BERT's, unless the config names it.
+    special = [t for t in named if t in names.values() or not t.startswith("[unused")]
     if not plain:
         raise CheckpointError(f"{path} lists no tokens: one token a line is expected")
     unknown = _first((names.get("unk_token"), "[UNK]", "<unk>"), vocabulary)

@@ -86,9 +86,9 @@ def prepare(
             raise InputError("there are no prompts: the list is empty")
         if all(isinstance(v, str) for v in value):
             return _from_text(model, value, False, gen_length)
+        _check_kinds(value)
         if isinstance(value[0], Mapping):
             return _from_chats(model, [value], True, gen_length)
-        _check_kinds(value)
         if _is_chat(value[0]):
             return _from_chats(model, value, False, gen_length)
     rows, single = rows_of(value)
@@ -120,13 +120,14 @@ def _is_encoding(value: Any) -> bool:
 def _check_kinds(values: list[Any]) -> None:
     """Raises InputError for texts or conversations among anything else."""
 
+    named = ("text", "a message", "a conversation")
+
     def kind(value: Any) -> str:
-        if isinstance(value, str):
-            return "text"
-        return "a conversation" if _is_chat(value) else f"a {type(value).__name__}"
+        is_kind = (isinstance(value, str), isinstance(value, Mapping), _is_chat(value))
+        return next((n for n, i in zip(named, is_kind, strict=True) if i), type(value).__name__)
 
     kinds = [kind(value) for value in values]
-    if "text" not in kinds and "a conversation" not in kinds:
+    if not set(named) & set(kinds):
         return
     other = next((i for i, found in enumerate(kinds) if found != kinds[0]), None)
     if other is not None:

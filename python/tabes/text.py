@@ -337,12 +337,9 @@ class Tokenizer:
         nearest = [
             lower[n] for n in difflib.get_close_matches(name.lower(), self._comparable(name), n=3)
         ]
+        counted = f", which it writes with {len(ids)}" if len(ids) > 1 else ""
         hint = f": did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
-        raise InputError(
-            f"the tokenizer has no token {name!r}"
-            + (f", which it writes with {len(ids)}" if len(ids) > 1 and not nearest else "")
-            + hint
-        )
+        raise InputError(f"the tokenizer has no token {name!r}{counted}{hint}")
 
     @cached_property
     def _vocabulary(self) -> list[str]:

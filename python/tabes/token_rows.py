@@ -236,5 +236,5 @@ def _row(value: Any, what: str) -> torch.Tensor:
             ) from error
     try:
         return torch.tensor(ids, dtype=torch.int64, device="cpu")
-    except (RuntimeError, OverflowError) as error:
+    except (RuntimeError, OverflowError, ValueError) as error:
         raise InputError(f"{what} holds a token id that does not fit 64 bits") from error

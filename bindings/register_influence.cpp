@@ -1,11 +1,9 @@
 #include <pybind11/stl.h>
 
-#include <algorithm>
-#include <charconv>
 #include <sstream>
-#include <variant>
 
-#include "bindings.h"
+#include "python_policy.h"
+#include "records.h"
 #include "tabes/boe.h"
 #include "tabes/error.h"
 #include "tabes/influence.h"
@@ -14,52 +12,6 @@ namespace tabes::python {
 namespace {
 
 namespace py = pybind11;
-
-template <typename Value>
-struct Name {
-  const char* name;
-  Value value;
-};
-
-constexpr Name<ContextKind> kContexts[] = {{"exact", ContextKind::exact},
-                                           {"frozen", ContextKind::frozen}};
-constexpr Name<AdjointKind> kAdjoints[] = {{"active", AdjointKind::active},
-                                           {"dense", AdjointKind::dense}};
-constexpr Name<Prefilter> kPrefilters[] = {{"confidence", Prefilter::confidence},
-                                           {"margin", Prefilter::margin}};
-constexpr Name<ProbeRule> kProbeRules[] = {{"candidates", ProbeRule::candidates},
-                                           {"least_entropic", ProbeRule::least_entropic},
-                                           {"most_entropic", ProbeRule::most_entropic},
-                                           {"random", ProbeRule::random},
-                                           {"nearest", ProbeRule::nearest}};
-
-constexpr Name<DraftKind> kDrafts[] = {{"token", DraftKind::token},
-                                       {"expected", DraftKind::expected}};
-constexpr Name<ScoreRule> kScoreRules[] = {{"product", ScoreRule::product},
-                                           {"nats", ScoreRule::nats}};
-
-template <typename Value, size_t n>
-std::string known(const Name<Value> (&names)[n]) {
-  std::string all;
-  for (const auto& entry : names) all += std::string(all.empty() ? "" : ", ") + entry.name;
-  return all;
-}
-
-template <typename Value, size_t n>
-Value named(const Name<Value> (&names)[n], const std::string& what, const std::string& name) {
-  for (const auto& entry : names) {
-    if (name == entry.name) return entry.value;
-  }
-  throw InputError(what + " '" + name + "' is unknown; known are " + known(names));
-}
-
-template <typename Value, size_t n>
-const char* name_of(const Name<Value> (&names)[n], Value value) {
-  for (const auto& entry : names) {
-    if (entry.value == value) return entry.name;
-  }
-  return "?";
-}
 
 // Python's help; the stub has the same text.
 constexpr const char* kBoEDoc =
@@ -109,169 +61,51 @@ adjoint="active", every=1, min_masked=0.
 
 Raises InputError for a value of the wrong kind or out of range, and for an unknown name.)doc";
 
-// A number of rows, or "3x" for three times the rows the step reveals.
-using Count = std::variant<int64_t, std::string>;
-
-void set_candidates(BoEOptions& options, const Count& count) {
-  if (const int64_t* rows = std::get_if<int64_t>(&count)) {
-    options.n_candidates = static_cast<double>(*rows);
-    options.per_quota = false;
-    return;
-  }
-  const std::string& written = std::get<std::string>(count);
-  const char* end = nullptr;
-  double multiple = 0;
-  if (!written.empty() && written.back() == 'x') {
-    const auto parsed =
-        std::from_chars(written.data(), written.data() + written.size() - 1, multiple);
-    if (parsed.ec == std::errc()) end = parsed.ptr;
-  }
-  if (end != written.data() + written.size() - 1) {
-    throw InputError("n_candidates '" + written +
-                     "' is neither a number of rows nor a multiple of the quota such as '3x'");
-  }
-  options.n_candidates = multiple;
-  options.per_quota = true;
-}
-
-Count candidates_of(const BoEOptions& options) {
-  if (!options.per_quota) return static_cast<int64_t>(options.n_candidates);
-  std::ostringstream out;
-  out << options.n_candidates << 'x';
-  return out.str();
-}
-
-// The keyword arguments of BoE. Bound as named arguments they would fail with pybind11's TypeError,
-// which names neither the argument nor the cure.
-class Keywords {
- public:
-  explicit Keywords(const py::kwargs& given) : given_(given) {}
-
-  void number(const char* name, double& into) { read(name, into, "a number"); }
-  void integer(const char* name, int64_t& into) { read(name, into, "an integer"); }
-
-  template <typename Value, size_t n>
-  void choice(const char* name, const Name<Value> (&names)[n], Value& into) {
-    std::string written;
-    if (read(name, written, "one of " + known(names))) into = named(names, name, written);
-  }
-
-  void count(const char* name, BoEOptions& into) {
-    Count count;
-    if (read(name, count, "a number of rows, or a multiple such as '3x'")) {
-      set_candidates(into, count);
-    }
-  }
-
-  // One point or several.
-  void points(const char* name, std::vector<double>& into) {
-    const py::object value = take(name);
-    double one = 0;
-    if (!value) return;
-    if (converted(value, one)) {
-      into = {one};
-      return;
-    }
-    std::vector<double> several;
-    if (!py::isinstance<py::str>(value) && py::hasattr(value, "__iter__")) {
-      for (const py::handle point : value) {
-        if (!converted(point, one)) refuse(name, value, "a number or a list of numbers");
-        several.push_back(one);
-      }
-      into = std::move(several);
-      return;
-    }
-    refuse(name, value, "a number or a list of numbers");
-  }
-
-  // Throws InputError for what has not been read, with the nearest name that has.
-  void finish() const {
-    for (const auto& [key, value] : given_) {
-      const auto name = key.cast<std::string>();
-      if (std::find(names_.begin(), names_.end(), name) != names_.end()) continue;
-      const auto nearest = py::module_::import("difflib")
-                               .attr("get_close_matches")(name, names_, 1, 0.5)
-                               .cast<std::vector<std::string>>();
-      std::string cure = "; it takes ";
-      for (const std::string& known : names_) cure += (&known == &names_[0] ? "" : ", ") + known;
-      if (!nearest.empty()) cure = ": did you mean '" + nearest[0] + "'?";
-      throw InputError("BoE has no argument '" + name + "'" + cure);
-    }
-  }
-
- private:
-  py::object take(const char* name) {
-    names_.emplace_back(name);
-    return given_.contains(name) ? py::object(given_[name]) : py::object();
-  }
-
-  template <typename T>
-  bool read(const char* name, T& into, const std::string& wanted) {
-    const py::object value = take(name);
-    if (!value) return false;
-    if (!converted(value, into)) refuse(name, value, wanted);
-    return true;
-  }
-
-  // True and False are numbers to Python, but no caller means them.
-  template <typename T>
-  static bool converted(const py::handle& value, T& into) {
-    if (PyBool_Check(value.ptr())) return false;
-    py::detail::make_caster<T> caster;
-    if (!caster.load(value, true)) return false;
-    into = py::detail::cast_op<T>(std::move(caster));
-    return true;
-  }
-
-  [[noreturn]] static void refuse(const char* name, const py::object& value,
-                                  const std::string& wanted) {
-    throw InputError(std::string(name) + "=" + py::repr(value).cast<std::string>() +
-                     ": it must be " + wanted);
-  }
-
-  const py::kwargs& given_;
-  std::vector<std::string> names_;
-};
-
-std::shared_ptr<BoE> make_boe(const py::args& positional, const py::kwargs& given) {
+BoEOptions boe_options(const py::args& positional, const py::kwargs& given) {
   if (!positional.empty()) {
     throw InputError("BoE takes its settings by name: BoE(n_candidates=...)");
   }
-  BoEOptions o;
-  Keywords read(given);
-  read.count("n_candidates", o);
-  read.choice("prefilter", kPrefilters, o.prefilter);
-  read.points("alpha", o.alpha);
-  read.choice("draft", kDrafts, o.draft);
-  read.number("tau", o.tau);
-  read.choice("rule", kScoreRules, o.rule);
-  read.number("gamma", o.gamma);
-  read.number("weight", o.weight);
-  read.number("factor", o.factor);
-  read.number("spread", o.spread);
-  read.number("spread_width", o.spread_width);
-  read.number("anti_collapse", o.anti_collapse);
-  read.number("h_max", o.h_max);
-  read.number("rho", o.rho);
-  read.choice("probes", kProbeRules, o.probes);
-  read.integer("halo", o.halo);
-  read.choice("context", kContexts, o.context);
-  read.choice("adjoint", kAdjoints, o.adjoint);
-  read.integer("every", o.every);
-  read.integer("min_masked", o.min_masked);
-  read.finish();
-  return std::make_shared<BoE>(std::move(o));
+  return BoEOptions().with(policy_settings(given));
+}
+
+// What the class's help says of a setting.
+std::string help_of(const std::string& setting) {
+  const std::string help(kBoEDoc);
+  const std::string head = "\n    " + setting + ": ";
+  const size_t from = help.find(head);
+  TORCH_INTERNAL_ASSERT(from != std::string::npos, "no help for ", setting);
+  std::string text;
+  std::istringstream lines(help.substr(from + head.size()));
+  for (std::string line;
+       std::getline(lines, line) && (text.empty() || line.starts_with("        "));) {
+    text += (text.empty() ? "" : " ") + line.substr(text.empty() ? 0 : 8);
+  }
+  return text;
 }
 
 }  // namespace
 
 void register_influence(py::module_& m) {
-  py::class_<Influence>(m, "Influence", "Token influence scores; see the C++ header influence.h.")
-      .def_readonly("tis", &Influence::tis)
-      .def_readonly("predicted_entropy", &Influence::predicted_entropy)
-      .def_readonly("forward_rows", &Influence::forward_rows)
-      .def_readonly("backward_rows", &Influence::backward_rows)
-      .def_readonly("head_rows", &Influence::head_rows);
+  py::class_<Influence> scores(m, "Influence", "Token influence scores, from `tabes.influence`.");
+  def_record(
+      scores,
+      Field{"tis", &Influence::tis,
+            "A float64 tensor [candidates] for every sequence, in the candidates' order: in nats, "
+            "the\nfirst-order fall of the probes' summed entropy when that candidate is revealed."},
+      Field{"predicted_entropy", &Influence::predicted_entropy,
+            "For every sequence the probes' summed entropy in nats, with the candidates written as "
+            "far\nas alpha says; the mean over its points."},
+      Field{"forward_rows", &Influence::forward_rows,
+            "Token rows through the model, the base pass among them."},
+      Field{"backward_rows", &Influence::backward_rows, "Token rows through its adjoint."},
+      Field{"head_rows", &Influence::head_rows, "Token rows through the vocabulary projection."});
+  scores.def("__repr__", [](const Influence& i) {
+    int64_t candidates = 0;
+    for (const at::Tensor& tis : i.tis) candidates += tis.numel();
+    return "Influence(" + std::to_string(i.tis.size()) + " sequences, " +
+           std::to_string(candidates) + " candidates, " + std::to_string(i.forward_rows) +
+           " forward and " + std::to_string(i.backward_rows) + " backward rows)";
+  });
 
   m.def(
       "influence",
@@ -284,8 +118,8 @@ void register_influence(py::module_& m) {
         options.alpha = std::move(alpha);
         options.tau = tau;
         options.halo = halo;
-        options.context = named(kContexts, "context", context);
-        options.adjoint = named(kAdjoints, "adjoint", adjoint);
+        options.context = context_kind(context);
+        options.adjoint = adjoint_kind(adjoint);
         options.forbidden = std::move(forbidden);
         options.poll = signal_poll();
         const py::gil_scoped_release unlocked;
@@ -307,39 +141,25 @@ void register_influence(py::module_& m) {
       py::arg("model"), py::arg("sequences"), py::arg("candidates"), py::arg("probes"),
       py::arg("forbidden"));
 
-  py::class_<BoE, Policy, py::smart_holder>(m, "BoE", kBoEDoc)
-      .def(py::init(&make_boe), "Settings by name; those not given keep their defaults.")
+  py::class_<BoE, Policy, PythonPolicy<BoE>, py::smart_holder> boe(m, "BoE", kBoEDoc);
+  boe.def(py::init(
+              [](const py::args& none, const py::kwargs& given) {
+                return std::make_unique<BoE>(boe_options(none, given));
+              },
+              [](const py::args& none, const py::kwargs& given) {
+                return std::make_unique<PythonPolicy<BoE>>(BoE(boe_options(none, given)));
+              }),
+          "Settings by name; those not given keep their defaults.")
       .def_static(
-          "paper", [] { return std::make_shared<BoE>(BoEOptions::paper()); },
-          "The settings of the paper: alpha = 1, exact context, most entropic probes.")
-      .def_property_readonly("n_candidates",
-                             [](const BoE& p) { return candidates_of(p.options()); })
-      .def_property_readonly(
-          "prefilter", [](const BoE& p) { return name_of(kPrefilters, p.options().prefilter); })
-      .def_property_readonly("alpha", [](const BoE& p) { return p.options().alpha; })
-      .def_property_readonly("tau", [](const BoE& p) { return p.options().tau; })
-      .def_property_readonly("gamma", [](const BoE& p) { return p.options().gamma; })
-      .def_property_readonly("anti_collapse",
-                             [](const BoE& p) { return p.options().anti_collapse; })
-      .def_property_readonly("h_max", [](const BoE& p) { return p.options().h_max; })
-      .def_property_readonly("rho", [](const BoE& p) { return p.options().rho; })
-      .def_property_readonly("probes",
-                             [](const BoE& p) { return name_of(kProbeRules, p.options().probes); })
-      .def_property_readonly("halo", [](const BoE& p) { return p.options().halo; })
-      .def_property_readonly("context",
-                             [](const BoE& p) { return name_of(kContexts, p.options().context); })
-      .def_property_readonly("adjoint",
-                             [](const BoE& p) { return name_of(kAdjoints, p.options().adjoint); })
-      .def_property_readonly("every", [](const BoE& p) { return p.options().every; })
-      .def_property_readonly("min_masked", [](const BoE& p) { return p.options().min_masked; })
-      .def_property_readonly("rule",
-                             [](const BoE& p) { return name_of(kScoreRules, p.options().rule); })
-      .def_property_readonly("weight", [](const BoE& p) { return p.options().weight; })
-      .def_property_readonly("draft",
-                             [](const BoE& p) { return name_of(kDrafts, p.options().draft); })
-      .def_property_readonly("spread", [](const BoE& p) { return p.options().spread; })
-      .def_property_readonly("spread_width", [](const BoE& p) { return p.options().spread_width; })
-      .def_property_readonly("factor", [](const BoE& p) { return p.options().factor; });
+          "paper", [] { return std::make_unique<BoE>(BoEOptions::paper()); },
+          "The settings of the paper: alpha = 1, exact context, most entropic probes.");
+  const auto settings = BoEOptions().settings();
+  for (size_t i = 0; i < settings.size(); ++i) {
+    boe.def_property_readonly(
+        settings[i].first.c_str(),
+        [i](const BoE& policy) { return setting_object(policy.options().settings()[i].second); },
+        help_of(settings[i].first).c_str());
+  }
 }
 
 }  // namespace tabes::python

@@ -1,6 +1,7 @@
 # The compiled module: the C++ library as Python sees it. Dimensions: B sequences of lengths
 # L_0..L_{B-1}, R = sum of the lengths, V the vocabulary, D the hidden size, n tokens revealed.
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -79,59 +80,142 @@ def module_denoiser(
     """
 
 class Predictions:
-    """What the model predicts at n rows: tensors [n]."""
+    """What the model predicts at n rows, on its device.
+
+    Probabilities are those at temperature 1, the mask and forbidden tokens left out.
+    """
 
     @property
-    def token(self) -> torch.Tensor: ...
+    def token(self) -> torch.Tensor:
+        """int64 [n]: the token that would be written."""
+
     @property
-    def confidence(self) -> torch.Tensor: ...
+    def confidence(self) -> torch.Tensor:
+        """[n]: its probability."""
+
     @property
-    def max_prob(self) -> torch.Tensor: ...
+    def max_prob(self) -> torch.Tensor:
+        """[n]: the largest probability."""
+
     @property
-    def margin(self) -> torch.Tensor: ...
+    def margin(self) -> torch.Tensor:
+        """[n]: the largest less the second largest probability."""
+
     @property
-    def entropy(self) -> torch.Tensor: ...
+    def entropy(self) -> torch.Tensor:
+        """[n], nats: entropy of the distribution."""
 
 class StepContext:
-    """What a policy sees of a step; valid during Policy.score only."""
+    """What a policy sees of one step; valid during decide() and score() only.
+
+    Dimensions: B sequences that are still being decoded, R their tokens one after another (a row is
+    a number below R), n rows that may be revealed.
+    """
 
     @property
-    def tokens(self) -> torch.Tensor: ...
+    def tokens(self) -> torch.Tensor:
+        """int64 [R]: the sequences as they stand, on the model's device."""
+
     @property
-    def cu_seqlens(self) -> list[int]: ...
+    def cu_seqlens(self) -> list[int]:
+        """B + 1 numbers: sequence b has the rows cu_seqlens[b] to cu_seqlens[b + 1] - 1."""
+
     @property
-    def rows(self) -> torch.Tensor: ...
+    def rows(self) -> torch.Tensor:
+        """int64 [n]: the rows that may be revealed, increasing, on the model's device."""
+
     @property
-    def cu_rows(self) -> list[int]: ...
+    def cu_rows(self) -> list[int]:
+        """B + 1 numbers: entries cu_rows[b] to cu_rows[b + 1] - 1 of `rows` are sequence b's."""
+
     @property
-    def predictions(self) -> Predictions: ...
+    def predictions(self) -> Predictions:
+        """`Predictions` at `rows`."""
+
     @property
-    def revealed(self) -> torch.Tensor: ...
+    def features(self) -> torch.Tensor:
+        """[n, F]: the model's last hidden states at `rows`, of which `project` makes logits."""
+
     @property
-    def cu_revealed(self) -> list[int]: ...
+    def forbidden(self) -> torch.Tensor:
+        """int64 [f]: token ids of probability 0, the mask among them."""
+
     @property
-    def revealed_confidence(self) -> torch.Tensor: ...
+    def waiting(self) -> torch.Tensor:
+        """int64 [w]: masked rows of later blocks; empty unless wants_waiting() says True."""
+
     @property
-    def place(self) -> list[int]: ...
+    def cu_waiting(self) -> list[int]:
+        """B + 1 numbers: which of `waiting` are whose, as in cu_rows."""
+
     @property
-    def sequence(self) -> list[int]: ...
+    def waiting_entropy(self) -> torch.Tensor:
+        """[w], nats: entropies of the predictions at `waiting`."""
+
     @property
-    def step(self) -> list[int]: ...
+    def has_context(self) -> bool:
+        """Whether the pass's keys and values are there, for a built-in policy that is called with
+        this step: where wants_context() says True and the model keeps them."""
+
     @property
-    def steps(self) -> list[int]: ...
+    def revealed(self) -> torch.Tensor:
+        """int64 [m]: rows of the current blocks that earlier steps revealed; pace "timed" only."""
+
     @property
-    def block_step(self) -> list[int]: ...
+    def cu_revealed(self) -> list[int]:
+        """B + 1 numbers: which of `revealed` are whose, as in cu_rows."""
+
     @property
-    def block_steps(self) -> list[int]: ...
+    def revealed_confidence(self) -> torch.Tensor:
+        """float64 [m]: the probability of each of `revealed` when it was revealed."""
+
     @property
-    def first(self) -> list[int]: ...
+    def place(self) -> list[int]:
+        """B numbers: which of the caller's sequences each is."""
+
     @property
-    def quota(self) -> list[int]: ...
+    def sequence(self) -> list[int]:
+        """B numbers: by which each one's draws are keyed (`sequence_ids`)."""
+
     @property
-    def seed(self) -> int: ...
+    def step(self) -> list[int]:
+        """B numbers: steps that each has done."""
+
+    @property
+    def steps(self) -> list[int]:
+        """B numbers: steps that each gets, at most; no bound under pace "adaptive"."""
+
+    @property
+    def block_step(self) -> list[int]:
+        """B numbers: steps that each has done in its current block."""
+
+    @property
+    def block_steps(self) -> list[int]:
+        """B numbers: steps that each gets in its current block."""
+
+    @property
+    def first(self) -> list[int]:
+        """B positions: each one's first that was masked at the start."""
+
+    @property
+    def quota(self) -> list[int]:
+        """B numbers: rows that the schedule reveals of each in this step."""
+
+    @property
+    def seed(self) -> int:
+        """The seed of all draws."""
+
     def look_ahead(self, wanted: Sequence[tuple[int, Sequence[int]]]) -> list[Predictions]:
         """Predictions where eligible rows (their numbers, in order) of a sequence were revealed,
         at the eligible rows that stay masked; one pass over all that is wanted."""
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits [k, V] in the model's dtype of features [k, F], which count as rows of the
+        head."""
+
+    def count(self, *, forward_rows: int = 0, backward_rows: int = 0, head_rows: int = 0) -> None:
+        """Adds rows to what the step has cost, computed otherwise than through this context and the
+        policies that it is passed to; those count by themselves."""
 
 class Decision:
     """What a policy says of the n eligible rows of a step.
@@ -140,28 +224,72 @@ class Decision:
         score: [n]; within a sequence the highest are revealed first.
         count: how many rows of each sequence are revealed, for the paces "adaptive" and "timed".
         remask: rows among `StepContext.revealed`, in order, to be masked again ("timed" only).
+        influence: [n], nats: what revealing each row does to the entropy of the probes; NaN where
+            it was not computed. It goes into the records.
+        probes: the rows whose entropy that is, increasing.
     """
 
     def __init__(
-        self, score: torch.Tensor, count: Sequence[int] = ..., remask: Sequence[int] = ...
+        self,
+        score: torch.Tensor,
+        count: Sequence[int] = ...,
+        remask: Sequence[int] = ...,
+        influence: torch.Tensor | None = None,
+        probes: Sequence[int] = ...,
     ) -> None: ...
     @property
-    def score(self) -> torch.Tensor: ...
+    def score(self) -> torch.Tensor:
+        """[n]: within a sequence the highest are revealed first."""
+
     @property
-    def count(self) -> list[int]: ...
+    def count(self) -> list[int]:
+        """B numbers: rows revealed of each sequence; empty under pace "quota"."""
+
     @property
-    def remask(self) -> list[int]: ...
+    def remask(self) -> list[int]:
+        """Rows that are masked again, increasing."""
+
+    @property
+    def influence(self) -> torch.Tensor | None:
+        """[n], nats, NaN where it was not computed; None: of no row."""
+
+    @property
+    def probes(self) -> list[int]:
+        """Rows whose entropy the influence is on, increasing."""
 
 class Policy:
-    """Orders the masked positions; subclasses define name() and score() or decide()."""
+    """Orders the masked positions.
+
+    Subclasses define name() and score(context) or decide(context), and what else they want to. One
+    that calls another policy passes on its `StepContext`: what that one computes is counted.
+    """
 
     def __init__(self) -> None: ...
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """By which the policy is made and recorded."""
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting by name, defaults among them. Trace files keep them."""
+
+    def notation(self) -> str:
+        """``name(setting=value, ...)`` with every setting; `tabes.make_policy` reads it."""
+
     def pace(self) -> str:
         """Who says how many rows a step reveals: "quota" (the schedule), "adaptive" (the policy, at
         least one) or "timed" (the policy, which may mask again; all steps are taken)."""
 
-    def decide(self, context: StepContext) -> Decision: ...
+    def wants_waiting(self) -> bool:
+        """Whether decide() will want `StepContext.waiting`. By default: whether a policy does that
+        is an attribute of this one, or in a list, tuple or dict that is."""
+
+    def wants_context(self, step: Sequence[int]) -> bool:
+        """Whether decide() will want the keys and values of the step's pass, for sequences that
+        have done `step` steps: `tabes.BoE` with context="frozen" does. By default as for
+        wants_waiting()."""
+
+    def decide(self, context: StepContext) -> Decision:
+        """What this policy says of the step: a `Decision`."""
+
     def score(self, context: StepContext) -> torch.Tensor:
         """Scores [n] of the eligible rows: within a sequence the highest are revealed first."""
 
@@ -283,16 +411,29 @@ class BoE(Policy):
     def draft(self) -> str: ...
 
 class Influence:
+    """Token influence scores, from `tabes.influence`."""
+
     @property
-    def tis(self) -> list[torch.Tensor]: ...
+    def tis(self) -> list[torch.Tensor]:
+        """A float64 tensor [candidates] for every sequence, in the candidates' order: in nats, the
+        first-order fall of the probes' summed entropy when that candidate is revealed."""
+
     @property
-    def predicted_entropy(self) -> list[float]: ...
+    def predicted_entropy(self) -> list[float]:
+        """For every sequence the probes' summed entropy in nats, with the candidates written as far
+        as alpha says; the mean over its points."""
+
     @property
-    def forward_rows(self) -> int: ...
+    def forward_rows(self) -> int:
+        """Token rows through the model, the base pass among them."""
+
     @property
-    def backward_rows(self) -> int: ...
+    def backward_rows(self) -> int:
+        """Token rows through its adjoint."""
+
     @property
-    def head_rows(self) -> int: ...
+    def head_rows(self) -> int:
+        """Token rows through the vocabulary projection."""
 
 def influence(
     model: Denoiser,
@@ -315,7 +456,9 @@ def one_step_fall(
 ) -> list[torch.Tensor]:
     """B tensors [candidates] float64, nats: what influence predicts, by running the model."""
 
-def make_policy(name: str, options: dict[str, float] = ...) -> Policy: ...
+def make_policy(notation: str, text: str = "", settings: dict[str, Any] = ...) -> Policy:
+    """A policy from its notation, with more settings as such a text and by name."""
+
 def policy_names() -> list[str]: ...
 
 class StepRecord:

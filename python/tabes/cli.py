@@ -27,7 +27,6 @@ from tabes.files import check_writable
 from tabes.generation import GenerateOutput, generate
 from tabes.inputs import Prompts
 from tabes.model import Model, load
-from tabes.policies import BOE_SETTINGS
 from tabes.text import MASK_LITERAL
 
 # The molecules that the bundled model learned from: tokens without frame, mean and deviation.
@@ -262,7 +261,9 @@ def _load(arguments: argparse.Namespace) -> Model:
 def _policy(arguments: argparse.Namespace) -> tabes.Policy:
     """The policy that --policy and its settings ask for."""
     given = {
-        name: value for name in BOE_SETTINGS if (value := getattr(arguments, name)) is not None
+        name: value
+        for name in tabes.BoE().settings()
+        if (value := getattr(arguments, name)) is not None
     }
     name: str = arguments.policy
     if name in ("boe", "boe_paper"):

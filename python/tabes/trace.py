@@ -9,7 +9,7 @@ A trace file is JSON: what `GenerateOutput.to_dict` gives, ``tokens`` always as 
 ``model``              name of the checkpoint folder, or the family of a model without one
 ``mask_token_id``      the token of positions to fill
 ``policy``             its name
-``policy_settings``    settings of BoE, else null
+``policy_settings``    an object of its settings, defaults among them
 ``initial``            B lists of token ids before the first step
 ``pieces``             text of every token id that occurs, null without a tokenizer
 =====================  ============================================================================
@@ -147,9 +147,9 @@ def describe(output: GenerateOutput, model: Model, policy: str | Policy) -> dict
         policy: its name, or the policy object.
     """
     # Drawing what a file holds needs no torch.
-    from tabes._core import BoE, Policy
-    from tabes.policies import BOE_SETTINGS
+    from tabes.policies import make_policy
 
+    used_policy = make_policy(policy) if isinstance(policy, str) else policy
     mask = model.info.mask_token_id
     values = output.to_dict()
     tokens: list[list[int]] = values["tokens"]
@@ -168,12 +168,8 @@ def describe(output: GenerateOutput, model: Model, policy: str | Policy) -> dict
         "tabes": PACKAGE_VERSION,
         "model": model.info.family if model.path is None else model.path.resolve().name,
         "mask_token_id": mask,
-        "policy": policy.name() if isinstance(policy, Policy) else str(policy),
-        "policy_settings": (
-            {name: getattr(policy, name) for name in BOE_SETTINGS}
-            if isinstance(policy, BoE)
-            else None
-        ),
+        "policy": used_policy.name(),
+        "policy_settings": used_policy.settings(),
         "initial": initial,
         "pieces": None if tokenizer is None else {str(t): tokenizer.piece(t) for t in used},
         **values,

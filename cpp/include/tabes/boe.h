@@ -71,6 +71,12 @@ struct TABES_API BoEOptions {
 
   // The settings of the paper: one gradient at alpha = 1, exact context, most entropic probes.
   static BoEOptions paper();
+
+  // These options with some of them set by name; see make_policy(). Throws InputError for a name
+  // that is none of theirs and for a value of another kind.
+  BoEOptions with(const PolicySettings& settings) const;
+  // All of them by name.
+  PolicySettings settings() const;
 };
 
 // BoE steering (TABES, arXiv 2602.00250). A candidate's score is
@@ -82,14 +88,16 @@ struct TABES_API BoEOptions {
 // before the candidates and all other eligible rows after them, by confidence. Probes are the
 // candidates themselves, or masked rows that are none, later blocks' among them. A sequence without
 // probes, or with no more candidates than rows to reveal, is ordered by confidence at no cost,
-// since influence could change nothing. With a model that keeps no context (ModuleDenoiser) a
-// frozen one is replaced by the exact one.
-class TABES_API BoE final : public Policy {
+// since influence could change nothing. Without StepContext::context, which a model may not keep
+// (ModuleDenoiser) and a policy that calls this one has to ask for, a frozen context is replaced by
+// the exact one.
+class TABES_API BoE : public Policy {
  public:
   // Throws InputError for an option out of range.
   explicit BoE(BoEOptions options = {});
 
   std::string name() const override { return "boe"; }
+  PolicySettings settings() const override { return options_.settings(); }
   Decision decide(const StepContext& context) const override;
   // Where influence is asked for: without a halo, in a native model whose logits are not shifted,
   // and with probes other than the candidates only at factor 0.

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "tabes/denoiser.h"
@@ -18,6 +19,10 @@ enum class ContextKind { exact, frozen };
 
 // Which rows the adjoint goes through: the active ones (ActiveQueryAttention), or all of them.
 enum class AdjointKind { active, dense };
+
+// By name; InputError for another.
+TABES_API ContextKind context_kind(const std::string& name);
+TABES_API AdjointKind adjoint_kind(const std::string& name);
 
 struct InfluenceOptions {
   // Where between mask (0) and predicted token (1) the entropy is differentiated; the gradients of

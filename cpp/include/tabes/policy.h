@@ -5,9 +5,10 @@
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include "tabes/denoiser.h"
@@ -32,10 +33,32 @@ enum class Pace {
   timed      // the policy, any number, and it may mask again; a block takes all of its steps
 };
 
+class Policy;
+
 // What a policy remembers between the steps of one decode.
 class TABES_API PolicyState {
  public:
   virtual ~PolicyState() = default;
+};
+
+// What the policies of one decode remember: several where one calls others.
+class TABES_API PolicyStates {
+ public:
+  // What policy.begin() made when it was first asked for; dropped when the policy is gone.
+  PolicyState* of(const Policy& policy);
+
+ private:
+  struct Entry {
+    std::weak_ptr<const int> owner;
+    std::unique_ptr<PolicyState> state;
+  };
+  std::vector<Entry> entries_;
+};
+
+// Rows that were computed: through the trunk, through its adjoint, through the vocabulary
+// projection.
+struct Work {
+  int64_t forward_rows = 0, backward_rows = 0, head_rows = 0;
 };
 
 // A canvas one step ahead: a sequence in which these of its rows are revealed as predicted.
@@ -46,7 +69,7 @@ struct Ahead {
 
 // What a policy sees of one step.
 struct StepContext {
-  const Denoiser& model;
+  const Denoiser& model;           // counts in `work` what it computes
   const PackedBatch& batch;        // the sequences still being decoded, as they are now
   const RowSet& eligible;          // the rows that may be revealed, n of them
   const Predictions& predictions;  // at the eligible rows
@@ -56,8 +79,11 @@ struct StepContext {
   // want them; empty otherwise.
   const RowSet& waiting;
   const at::Tensor& waiting_entropy;
-  Context* context;    // of the forward pass, if the policy asked for it; else null
-  PolicyState* state;  // what Policy::begin() made
+  Context* context;      // of the forward pass, if the policy asked for it; else null
+  PolicyStates& states;  // states.of(*this) is what this policy's begin() made
+  // The cost of the step so far. A policy that computes by other means than `model` and
+  // `look_ahead` adds its rows.
+  Work& work;
   // Rows of the current blocks that earlier steps revealed, and each one's probability then
   // ([m] float64 on the CPU). Filled under Pace::timed.
   const RowSet& revealed;
@@ -81,7 +107,7 @@ struct StepContext {
   const std::function<std::vector<Predictions>(const std::vector<Ahead>&)>& look_ahead;
 };
 
-// What a policy says of the n eligible rows, and what it cost beside the passes of the loop.
+// What a policy says of the n eligible rows.
 struct Decision {
   Decision() = default;
   Decision(at::Tensor scores) : score(std::move(scores)) {}  // NOLINT: a tensor alone will do
@@ -97,7 +123,6 @@ struct Decision {
   // computed (undefined: of none), and the probes on which it was, rows of the batch, increasing.
   at::Tensor influence;
   std::vector<int64_t> probes;
-  int64_t forward_rows = 0, backward_rows = 0, head_rows = 0;
 };
 
 // The same step as matrices on the model's device, for policies that decide without the host, which
@@ -105,7 +130,7 @@ struct Decision {
 // position; how many they are only the device knows, so that other rows stand between them: what is
 // not `valid` holds numbers without meaning.
 struct DeviceStep {
-  const Denoiser& model;
+  const Denoiser& model;        // counts what it computes
   const PackedBatch& batch;     // B sequences
   at::Tensor row, position;     // [B, K] int64: in the batch, and in the sequence
   at::Tensor valid;             // [B, K] bool
@@ -134,8 +159,14 @@ struct DeviceDecision {
   at::Tensor count;      // [B] int64, as if at most `eligible`; undefined under Pace::quota
   at::Tensor influence;  // [B, K] float64, NaN where it was not computed; undefined: of none
   at::Tensor probe;      // [B, K] bool: whose entropy it is on; undefined: those that have it
-  int64_t forward_rows = 0, backward_rows = 0, head_rows = 0;
 };
+
+// What a setting of a policy is: a number, several, or text. Text is read as in make_policy(), so
+// that "0.9" is a number as well.
+using SettingValue = std::variant<double, int64_t, std::string, std::vector<double>>;
+
+// Settings by name; what is left out has its default.
+using PolicySettings = std::vector<std::pair<std::string, SettingValue>>;
 
 // Orders the eligible rows. A policy reads tokens and never writes them; implementations are
 // immutable and may be shared between threads: what they remember is in their PolicyState.
@@ -143,6 +174,9 @@ class TABES_API Policy {
  public:
   virtual ~Policy() = default;
   virtual std::string name() const = 0;
+
+  // All settings, defaults among them: make_policy(name(), settings()) is the same policy.
+  virtual PolicySettings settings() const { return {}; }
 
   // Ties go to the lowest position; a NaN score is an error.
   virtual Decision decide(const StepContext& context) const = 0;
@@ -168,12 +202,17 @@ class TABES_API Policy {
     (void)step;
     return false;
   }
+
+ private:
+  friend class PolicyStates;
+  // Gone when the policy and its copies are.
+  std::shared_ptr<const int> identity_ = std::make_shared<const int>();
 };
 
-// Settings of a named policy; what is left out has its default.
-using PolicyOptions = std::map<std::string, double>;
-
-// A policy by name, with its settings and their defaults:
+// A policy by name and settings, in one notation everywhere: "threshold(tau=0.9)" or
+// "boe(alpha=0.25, 0.5; n_candidates=3x, context=exact)". Commas and semicolons separate settings
+// alike, a part without "=" is one more value of the setting before it, and spaces mean nothing.
+// The names, with the settings each takes and their defaults:
 //   random
 //   confidence      probability of the token to be written (MaskGIT; LLaDA's low_confidence)
 //   margin          top two probabilities (Kim et al., arXiv 2502.06768)
@@ -202,10 +241,25 @@ using PolicyOptions = std::map<std::string, double>;
 //   pc_sampler      c * exp(-decay * position), decay=0.25: PC-Sampler without its corpus term
 //   oracle          BoE's score with the true fall of entropy, found by one forward pass for each
 //                   of candidates=3 times the quota; gamma=1
-//   boe, boe_paper  see tabes/boe.h; no settings here
-// Throws InputError for another name or setting, or a value out of range.
-TABES_API std::shared_ptr<const Policy> make_policy(const std::string& name,
-                                                    const PolicyOptions& options = {});
+//   boe             the options of tabes/boe.h; n_candidates is a number of rows or a multiple of
+//                   the quota ("2x"), enumerators are written by their names
+//   boe_paper       the same from BoEOptions::paper() on
+// Other decoders' low_confidence and maskgit_plus are confidence, topk_margin is margin and eb is
+// entropy_bound. Throws InputError, naming policy, setting and value, for a text that is not in
+// this notation, another name or setting, one given twice, or a value out of range.
+TABES_API std::shared_ptr<const Policy> make_policy(const std::string& notation);
+
+// The same with `settings` behind those in `notation`: as values, or as such a text without
+// parentheses: make_policy("boe", {{"alpha", 0.3}}), make_policy("boe", "alpha=0.3").
+TABES_API std::shared_ptr<const Policy> make_policy(const std::string& notation,
+                                                    const PolicySettings& settings);
+TABES_API std::shared_ptr<const Policy> make_policy(const std::string& notation,
+                                                    const std::string& text,
+                                                    const PolicySettings& settings = {});
+
+// A policy in that notation: with all its settings, so that make_policy() makes exactly this one of
+// it, or only those that differ from the defaults.
+TABES_API std::string notation(const Policy& policy, bool defaults = true);
 
 // The names make_policy knows.
 TABES_API std::vector<std::string> policy_names();

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "decode/counted.h"
 #include "decode/device_loop.h"
 #include "ops/ops.h"
 #include "plain_dispatch.h"
@@ -130,16 +131,18 @@ DeviceLoop::Pending DeviceLoop::launch(int64_t number, bool pending) {
   const Predictions predictions{rows.shape.unpack(flat.token, 0), matrix(flat.confidence),
                                 matrix(flat.max_prob), matrix(flat.margin), matrix(flat.entropy)};
   const PackedBatch batch{s.tokens, s.cu_seqlens};
+  Work work;
+  const CountedDenoiser counted(model(), work);
   const DeviceDecision decision =
-      policy_->decide_on_device({model(),      batch,          rows.row,      rows.position,
+      policy_->decide_on_device({counted,      batch,          rows.row,      rows.position,
                                  rows.valid,   predictions,    seen.features, rows.shape.places(),
                                  forbidden_,   context_.get(), m.eligible,    m.quota,
                                  s.sequence,   s.first,        number_,       s.steps,
                                  number,       most.eligible,  most.quota,    options_.seed,
                                  options_.poll});
-  step.record.forward_rows += decision.forward_rows;
-  step.record.backward_rows += decision.backward_rows;
-  step.record.head_rows += decision.head_rows;
+  step.record.forward_rows += work.forward_rows;
+  step.record.backward_rows += work.backward_rows;
+  step.record.head_rows += work.head_rows;
   write(m, rows, predictions, decision, step);
   state_.before_bounds = std::move(most);
   send(step);

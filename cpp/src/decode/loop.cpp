@@ -12,6 +12,7 @@
 
 #include "batch/forbidden.h"
 #include "batch/select.h"
+#include "decode/counted.h"
 #include "messages.h"
 
 namespace tabes {
@@ -31,7 +32,7 @@ void require(bool ok, const std::string& message) {
 
 }  // namespace
 
-Loop::Loop(Decode decode) : Decode(std::move(decode)), state_(policy_->begin()) {}
+Loop::Loop(Decode decode) : Decode(std::move(decode)) {}
 
 GenerateResult Loop::run() {
   GenerateResult result;
@@ -100,7 +101,9 @@ Decision Loop::decide(Step& now) const {
   const at::Tensor revealed_confidence = at::tensor(confidence, at::kDouble);
   const std::function<std::vector<Predictions>(const std::vector<Ahead>&)> look_ahead =
       [&](const std::vector<Ahead>& wanted) { return this->look_ahead(now, wanted); };
-  const StepContext context{model(),
+  Work work;
+  const CountedDenoiser counted(model(), work);
+  const StepContext context{counted,
                             now.layout.batch,
                             now.layout.eligible,
                             now.predicted.predictions,
@@ -109,7 +112,8 @@ Decision Loop::decide(Step& now) const {
                             now.layout.waiting,
                             now.waiting_entropy,
                             context_.get(),
-                            state_.get(),
+                            states_,
+                            work,
                             revealed_rows,
                             revealed_confidence,
                             place,
@@ -127,7 +131,7 @@ Decision Loop::decide(Step& now) const {
   const double before = now.record.model_seconds;
   Decision decision = policy_->decide(context);
   // A policy that computes gradients spends its time in the model.
-  if (decision.forward_rows > 0) now.record.model_seconds = before + seconds_since(start);
+  if (work.forward_rows > 0) now.record.model_seconds = before + seconds_since(start);
   decision.score = decision.score.to(at::kCPU, at::kDouble).contiguous();
   require(decision.score.dim() == 1 && decision.score.size(0) == n,
           text("policy ", policy_->name(), " gave scores of shape ", decision.score.sizes(),
@@ -137,9 +141,9 @@ Decision Loop::decide(Step& now) const {
   require(decision.count.size() == counts,
           text("policy ", policy_->name(), " gave ", decision.count.size(), " counts for ", counts,
                " sequences of its pace"));
-  now.record.forward_rows += decision.forward_rows;
-  now.record.backward_rows += decision.backward_rows;
-  now.record.head_rows += decision.head_rows;
+  now.record.forward_rows += work.forward_rows;
+  now.record.backward_rows += work.backward_rows;
+  now.record.head_rows += work.head_rows;
   now.record.scored = n;
   if (decision.influence.defined()) {
     decision.influence = decision.influence.to(at::kCPU, at::kDouble).contiguous();

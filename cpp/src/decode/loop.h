@@ -57,7 +57,7 @@ class Loop : Decode {
   void check_finite(const StepRecord& record, const std::vector<Canvas*>& canvases,
                     const Layout& layout, const at::Tensor& values, const char* what) const;
 
-  std::unique_ptr<PolicyState> state_;
+  mutable PolicyStates states_;              // of the policy, and of others that it calls
   std::vector<size_t> context_places_;       // the sequences the context is of
   std::vector<int64_t> context_cu_seqlens_;  // and their offsets
 };

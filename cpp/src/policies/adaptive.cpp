@@ -19,8 +19,9 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Reveals, in each sequence, a leading part of the rows in one order; `take` says how long it is.
-class Prefix : public Policy {
+class Prefix : public NamedPolicy {
  public:
+  using NamedPolicy::NamedPolicy;
   Pace pace() const override { return Pace::adaptive; }
 
   Decision decide(const StepContext& context) const override {
@@ -52,8 +53,7 @@ class Prefix : public Policy {
 
 class Threshold final : public Prefix {
  public:
-  explicit Threshold(double tau) : tau_(tau) {}
-  std::string name() const override { return "threshold"; }
+  explicit Threshold(const Settings& s) : Prefix(s), tau_(s["tau"]) {}
 
  private:
   at::Tensor order(const Predictions& p) const override { return p.confidence; }
@@ -68,8 +68,7 @@ class Threshold final : public Prefix {
 
 class Factor final : public Prefix {
  public:
-  explicit Factor(double f) : f_(f) {}
-  std::string name() const override { return "factor"; }
+  explicit Factor(const Settings& s) : Prefix(s), f_(s["f"]) {}
 
  private:
   at::Tensor order(const Predictions& p) const override { return p.confidence; }
@@ -82,8 +81,7 @@ class Factor final : public Prefix {
 
 class EntropyBound final : public Prefix {
  public:
-  explicit EntropyBound(double gamma) : gamma_(gamma) {}
-  std::string name() const override { return "entropy_bound"; }
+  explicit EntropyBound(const Settings& s) : Prefix(s), gamma_(s["gamma"]) {}
 
  private:
   at::Tensor order(const Predictions& p) const override { return p.entropy.neg(); }
@@ -109,15 +107,15 @@ class EntropyBound final : public Prefix {
 }  // namespace
 
 std::shared_ptr<const Policy> make_threshold(const Settings& s) {
-  return std::make_shared<const Threshold>(s["tau"]);
+  return std::make_shared<const Threshold>(s);
 }
 
 std::shared_ptr<const Policy> make_factor(const Settings& s) {
-  return std::make_shared<const Factor>(s["f"]);
+  return std::make_shared<const Factor>(s);
 }
 
 std::shared_ptr<const Policy> make_entropy_bound(const Settings& s) {
-  return std::make_shared<const EntropyBound>(s["gamma"]);
+  return std::make_shared<const EntropyBound>(s);
 }
 
 }  // namespace tabes

@@ -25,17 +25,16 @@ struct Memories final : PolicyState {
   std::unordered_map<int64_t, Memory> of;  // by place
 };
 
-class Klass final : public Policy {
+class Klass final : public NamedPolicy {
  public:
   explicit Klass(const Settings& s)
-      : tau_(s["tau"]), epsilon_(s["epsilon"]), history_(s.whole("history")) {}
-  std::string name() const override { return "klass"; }
+      : NamedPolicy(s), tau_(s["tau"]), epsilon_(s["epsilon"]), history_(s.whole("history")) {}
   Pace pace() const override { return Pace::adaptive; }
   std::unique_ptr<PolicyState> begin() const override { return std::make_unique<Memories>(); }
 
   Decision decide(const StepContext& context) const override {
     const PlainDispatch plain;
-    auto& memories = static_cast<Memories*>(context.state)->of;
+    auto& memories = static_cast<Memories*>(context.states.of(*this))->of;
     const Column confidence(context.predictions.confidence);
     const at::Tensor rows = context.eligible.rows.to(at::kCPU);
     Decision decision(confidence.held.clone());
@@ -44,7 +43,6 @@ class Klass final : public Policy {
     for (size_t b = 0; b + 1 < cu.size(); ++b) {
       const int64_t n = cu[b + 1] - cu[b];
       Memory now{{}, std::vector<int64_t>(n, 0), distributions(context, cu[b], n)};
-      decision.head_rows += n;
       for (int64_t i = cu[b]; i < cu[b + 1]; ++i) {
         now.positions.push_back(rows.const_data_ptr<int64_t>()[i] - context.batch.cu_seqlens[b]);
       }

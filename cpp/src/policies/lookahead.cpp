@@ -16,8 +16,9 @@ double gumbel(double uniform) {
 }
 
 // Proposes sets of rows for every sequence, looks ahead at all of them, chooses one.
-class SetChooser : public Policy {
+class SetChooser : public NamedPolicy {
  public:
+  using NamedPolicy::NamedPolicy;
   Decision decide(const StepContext& context) const override {
     const Column confidence(context.predictions.confidence), entropy(context.predictions.entropy);
     Decision decision(confidence.held.clone());
@@ -74,10 +75,10 @@ class SetChooser : public Policy {
 class InfoGain final : public SetChooser {
  public:
   explicit InfoGain(const Settings& s)
-      : candidates_(s.whole("candidates")),
+      : SetChooser(s),
+        candidates_(s.whole("candidates")),
         temperature_(s["position_temperature"]),
         threshold_(s["threshold"]) {}
-  std::string name() const override { return "info_gain"; }
   Pace pace() const override { return Pace::adaptive; }
 
  private:
@@ -121,8 +122,8 @@ class InfoGain final : public SetChooser {
 // each of the next `pool` rows in its place.
 class LookUM final : public SetChooser {
  public:
-  explicit LookUM(const Settings& s) : pool_(s.whole("pool")), paths_(s.whole("paths")) {}
-  std::string name() const override { return "lookum"; }
+  explicit LookUM(const Settings& s)
+      : SetChooser(s), pool_(s.whole("pool")), paths_(s.whole("paths")) {}
 
  private:
   std::vector<std::vector<int64_t>> propose(const StepContext& context, const Column& confidence,
@@ -168,10 +169,10 @@ class LookUM final : public SetChooser {
 };
 
 // BoE's score with the true fall of entropy in place of its gradient.
-class Oracle final : public Policy {
+class Oracle final : public NamedPolicy {
  public:
-  explicit Oracle(const Settings& s) : candidates_(s["candidates"]), gamma_(s["gamma"]) {}
-  std::string name() const override { return "oracle"; }
+  explicit Oracle(const Settings& s)
+      : NamedPolicy(s), candidates_(s["candidates"]), gamma_(s["gamma"]) {}
 
   Decision decide(const StepContext& context) const override {
     const Column confidence(context.predictions.confidence), entropy(context.predictions.entropy);

@@ -8,6 +8,7 @@
 #include "messages.h"
 #include "ops/ops.h"
 #include "policies/kinds.h"
+#include "policies/settings.h"
 #include "random/philox.h"
 #include "tabes/boe.h"
 #include "tabes/policy.h"
@@ -16,11 +17,10 @@ namespace tabes {
 namespace {
 
 // Orders by one column of the predictions.
-class ByColumn final : public Policy {
+class ByColumn final : public NamedPolicy {
  public:
-  ByColumn(const char* name, at::Tensor Predictions::* column, bool least = false)
-      : name_(name), column_(column), least_(least) {}
-  std::string name() const override { return name_; }
+  ByColumn(const Settings& s, at::Tensor Predictions::* column, bool least = false)
+      : NamedPolicy(s), column_(column), least_(least) {}
   Decision decide(const StepContext& context) const override {
     const at::Tensor& values = context.predictions.*column_;
     return least_ ? values.neg() : values;
@@ -32,7 +32,6 @@ class ByColumn final : public Policy {
   }
 
  private:
-  const char* name_;
   at::Tensor Predictions::* column_;
   bool least_;
 };
@@ -54,9 +53,9 @@ at::Tensor row_scores(const StepContext& context, F&& score) {
 
 // A score per (seed, sequence, position, step), so that the order of one sequence does not depend
 // on what else is in the batch.
-class Random final : public Policy {
+class Random final : public NamedPolicy {
  public:
-  std::string name() const override { return "random"; }
+  using NamedPolicy::NamedPolicy;
   Decision decide(const StepContext& c) const override {
     return row_scores(c, [&](size_t b, int64_t, int64_t position) {
       return counter_uniform(c.seed, Stream::order, c.sequence[b], position, c.step[b]);
@@ -74,10 +73,9 @@ class Random final : public Policy {
 };
 
 // PC-Sampler's weight of positions, without the corpus frequencies of its other factor.
-class PositionWeighted final : public Policy {
+class PositionWeighted final : public NamedPolicy {
  public:
-  explicit PositionWeighted(double decay) : decay_(decay) {}
-  std::string name() const override { return "pc_sampler"; }
+  explicit PositionWeighted(const Settings& s) : NamedPolicy(s), decay_(s["decay"]) {}
   Decision decide(const StepContext& c) const override {
     const Column confidence(c.predictions.confidence);
     return row_scores(c, [&](size_t b, int64_t i, int64_t position) {
@@ -95,10 +93,9 @@ class PositionWeighted final : public Policy {
 };
 
 // BoE's order without its gradient: what is sure, and of the rest what stands apart.
-class Spread final : public Policy {
+class Spread final : public NamedPolicy {
  public:
-  explicit Spread(const Settings& s) : steering_(options(s)) {}
-  std::string name() const override { return "spread"; }
+  explicit Spread(const Settings& s) : NamedPolicy(s), steering_(options(s)) {}
   Pace pace() const override { return steering_.pace(); }
   Decision decide(const StepContext& c) const override { return steering_.decide(c); }
   bool on_device(const Denoiser& model) const override { return steering_.on_device(model); }
@@ -125,33 +122,37 @@ struct Setting {
   bool whole = false;
 };
 
+using Made = std::shared_ptr<const Policy>;
+
 struct Named {
   const char* name;
   std::vector<Setting> settings;
-  std::shared_ptr<const Policy> (*make)(const Settings&);
+  Made (*make)(const Settings&);
 };
 
-using Made = std::shared_ptr<const Policy>;
+template <typename Kind>
+Made made(const Settings& s) {
+  return std::make_shared<const Kind>(s);
+}
 
+template <at::Tensor Predictions::* column, bool least = false>
+Made by_column(const Settings& s) {
+  return std::make_shared<const ByColumn>(s, column, least);
+}
+
+template <ReMDM strategy>
+Made remdm(const Settings& s) {
+  return make_remdm(strategy, s);
+}
+
+// Policies that numbers set.
 const std::vector<Named>& named() {
   constexpr double kLarge = 1e9;
   static const std::vector<Named> policies{
-      {"random", {}, [](const Settings&) -> Made { return std::make_shared<const Random>(); }},
-      {"confidence",
-       {},
-       [](const Settings&) -> Made {
-         return std::make_shared<const ByColumn>("confidence", &Predictions::confidence);
-       }},
-      {"margin",
-       {},
-       [](const Settings&) -> Made {
-         return std::make_shared<const ByColumn>("margin", &Predictions::margin);
-       }},
-      {"entropy",
-       {},
-       [](const Settings&) -> Made {
-         return std::make_shared<const ByColumn>("entropy", &Predictions::entropy, true);
-       }},
+      {"random", {}, made<Random>},
+      {"confidence", {}, by_column<&Predictions::confidence>},
+      {"margin", {}, by_column<&Predictions::margin>},
+      {"entropy", {}, by_column<&Predictions::entropy, true>},
       {"threshold", {{"tau", 0.9, 0, 1}}, make_threshold},
       {"factor", {{"f", 1.0, 0, kLarge}}, make_factor},
       {"entropy_bound", {{"gamma", 0.1, 0, kLarge}}, make_entropy_bound},
@@ -160,7 +161,7 @@ const std::vector<Named>& named() {
         {"width", 3, 1e-6, kLarge},
         {"factor", 1, 0, kLarge},
         {"candidates", 2, 1, kLarge}},
-       [](const Settings& s) -> Made { return std::make_shared<const Spread>(s); }},
+       made<Spread>},
       {"klass",
        {{"tau", 0.9, 0, 1}, {"epsilon", 0.01, 0, kLarge}, {"history", 2, 1, kLarge, true}},
        make_klass},
@@ -170,52 +171,58 @@ const std::vector<Named>& named() {
         {"threshold", 0.8, 0, 2}},
        make_info_gain},
       {"lookum", {{"pool", 5, 1, 1024, true}, {"paths", 2, 1, 1024, true}}, make_lookum},
-      {"remdm_cap",
-       {{"eta", 0.008, 0, 1}},
-       [](const Settings& s) { return make_remdm(ReMDM::cap, s); }},
-      {"remdm_rescale",
-       {{"eta", 0.015, 0, 1}},
-       [](const Settings& s) { return make_remdm(ReMDM::rescale, s); }},
-      {"remdm_conf", {}, [](const Settings& s) { return make_remdm(ReMDM::conf, s); }},
+      {"remdm_cap", {{"eta", 0.008, 0, 1}}, remdm<ReMDM::cap>},
+      {"remdm_rescale", {{"eta", 0.015, 0, 1}}, remdm<ReMDM::rescale>},
+      {"remdm_conf", {}, remdm<ReMDM::conf>},
       {"remdm_loop",
        {{"eta", 0.02, 0, 1},
         {"t_on", 0.55, 1e-6, 1 - 1e-6},
         {"t_off", 0.05, 1e-6, 1 - 1e-6},
         {"alpha_on", 0.9, 0, 1}},
-       [](const Settings& s) { return make_remdm(ReMDM::loop, s); }},
-      {"pc_sampler",
-       {{"decay", 0.25, 0, kLarge}},
-       [](const Settings& s) -> Made {
-         return std::make_shared<const PositionWeighted>(s["decay"]);
-       }},
-      {"oracle", {{"candidates", 3, 1, kLarge}, {"gamma", 1, 0, kLarge}}, make_oracle},
-      {"boe", {}, [](const Settings&) -> Made { return std::make_shared<const BoE>(); }},
-      {"boe_paper", {}, [](const Settings&) -> Made {
-         return std::make_shared<const BoE>(BoEOptions::paper());
-       }}};
+       remdm<ReMDM::loop>},
+      {"pc_sampler", {{"decay", 0.25, 0, kLarge}}, made<PositionWeighted>},
+      {"oracle", {{"candidates", 3, 1, kLarge}, {"gamma", 1, 0, kLarge}}, make_oracle}};
   return policies;
 }
 
-Settings settings(const Named& policy, const PolicyOptions& given) {
-  PolicyOptions values;
-  for (const Setting& s : policy.settings) values[s.name] = s.value;
-  for (const auto& [name, value] : given) {
-    const auto known = std::find_if(policy.settings.begin(), policy.settings.end(),
-                                    [&](const Setting& s) { return name == s.name; });
-    if (known == policy.settings.end()) {
-      std::string names;
-      for (const Setting& s : policy.settings) names += text(' ', s.name);
-      refuse("policy ", policy.name, " has no setting '", name, "'; it takes",
-             names.empty() ? " none" : names);
+// What other decoders call ours.
+constexpr Name<const char*> kAliases[] = {{"low_confidence", "confidence"},
+                                          {"maskgit_plus", "confidence"},
+                                          {"topk_margin", "margin"},
+                                          {"eb", "entropy_bound"}};
+
+Settings settings(const Named& policy, const PolicySettings& given) {
+  SettingsReader read(policy.name, given);
+  PolicySettings values;
+  for (const Setting& s : policy.settings) {
+    double value = s.value;
+    read.number(s.name, value, s.least, s.most, s.whole);
+    if (s.whole) {
+      values.emplace_back(s.name, static_cast<int64_t>(value));
+    } else {
+      values.emplace_back(s.name, value);
     }
-    if (!(value >= known->least && value <= known->most) ||
-        (known->whole && value != std::floor(value))) {
-      refuse("policy ", policy.name, ": ", name, " must be ", known->whole ? "a whole number " : "",
-             "from ", known->least, " to ", known->most, ", not ", value);
-    }
-    values[name] = value;
   }
-  return Settings(std::move(values));
+  read.finish();
+  return {policy.name, std::move(values)};
+}
+
+Made make(const Notation& notation) {
+  std::string name = notation.name;
+  if (const char* const* ours = find(kAliases, name)) name = *ours;
+  if (name == "boe") return std::make_shared<const BoE>(BoEOptions().with(notation.settings));
+  if (name == "boe_paper") {
+    return std::make_shared<const BoE>(BoEOptions::paper().with(notation.settings));
+  }
+  for (const Named& p : named()) {
+    if (name == p.name) return p.make(settings(p, notation.settings));
+  }
+  std::vector<std::string> known = policy_names();
+  const std::string all = listed(known);
+  for (const auto& alias : kAliases) known.emplace_back(alias.name);
+  const std::string hint = did_you_mean(name, known);
+  refuse("policy '", quotable(name), "' is unknown", hint,
+         hint.empty() ? "; known are " : " Known are ", all);
 }
 
 }  // namespace
@@ -224,18 +231,52 @@ DeviceDecision Policy::decide_on_device(const DeviceStep&) const {
   refuse("policy ", name(), " decides on the host");
 }
 
-std::shared_ptr<const Policy> make_policy(const std::string& name, const PolicyOptions& options) {
-  for (const Named& p : named()) {
-    if (name == p.name) return p.make(settings(p, options));
+PolicyState* PolicyStates::of(const Policy& policy) {
+  std::erase_if(entries_, [](const Entry& entry) { return entry.owner.expired(); });
+  for (const Entry& entry : entries_) {
+    if (entry.owner.lock() == policy.identity_) return entry.state.get();
   }
-  std::string known;
-  for (const Named& p : named()) known += text(' ', p.name);
-  refuse("policy '", name, "' is unknown; known are", known);
+  entries_.push_back({policy.identity_, policy.begin()});
+  return entries_.back().state.get();
+}
+
+std::shared_ptr<const Policy> make_policy(const std::string& notation) {
+  return make(read_notation(notation));
+}
+
+std::shared_ptr<const Policy> make_policy(const std::string& notation,
+                                          const PolicySettings& settings) {
+  return make_policy(notation, std::string(), settings);
+}
+
+std::shared_ptr<const Policy> make_policy(const std::string& notation, const std::string& text,
+                                          const PolicySettings& settings) {
+  Notation read = read_notation(notation);
+  const PolicySettings more = read_settings(read.name, text);
+  read.settings.insert(read.settings.end(), more.begin(), more.end());
+  read.settings.insert(read.settings.end(), settings.begin(), settings.end());
+  return make(read);
+}
+
+std::string notation(const Policy& policy, bool defaults) {
+  const std::string name = policy.name();
+  PolicySettings usual;
+  const std::vector<std::string> known = policy_names();
+  if (!defaults && std::find(known.begin(), known.end(), name) != known.end()) {
+    usual = make_policy(name)->settings();
+  }
+  std::string settings;
+  for (const auto& setting : policy.settings()) {
+    if (std::find(usual.begin(), usual.end(), setting) != usual.end()) continue;
+    settings += (settings.empty() ? "" : ", ") + setting.first + "=" + written(setting.second);
+  }
+  return settings.empty() ? name : name + "(" + settings + ")";
 }
 
 std::vector<std::string> policy_names() {
   std::vector<std::string> names;
   for (const Named& p : named()) names.emplace_back(p.name);
+  names.insert(names.end(), {"boe", "boe_paper"});
   return names;
 }
 

@@ -11,9 +11,9 @@
 namespace tabes {
 namespace {
 
-class Remasking final : public Policy {
+class Remasking final : public NamedPolicy {
  public:
-  Remasking(ReMDM strategy, const Settings& s) : strategy_(strategy) {
+  Remasking(ReMDM strategy, const Settings& s) : NamedPolicy(s), strategy_(strategy) {
     if (strategy != ReMDM::conf) eta_ = s["eta"];
     if (strategy == ReMDM::loop) {
       on_ = s["t_on"];
@@ -22,10 +22,6 @@ class Remasking final : public Policy {
     }
   }
 
-  std::string name() const override {
-    constexpr const char* kNames[] = {"remdm_cap", "remdm_rescale", "remdm_conf", "remdm_loop"};
-    return kNames[static_cast<int>(strategy_)];
-  }
   Pace pace() const override { return Pace::timed; }
 
   Decision decide(const StepContext& context) const override {

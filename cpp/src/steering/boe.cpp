@@ -13,11 +13,88 @@
 #include "batch/rows.h"
 #include "batch/select.h"
 #include "messages.h"
+#include "policies/settings.h"
 #include "random/philox.h"
 #include "steering/score.h"
 #include "steering/surrogate.h"
 
 namespace tabes {
+namespace {
+
+constexpr Name<ContextKind> kContexts[] = {{"exact", ContextKind::exact},
+                                           {"frozen", ContextKind::frozen}};
+constexpr Name<AdjointKind> kAdjoints[] = {{"active", AdjointKind::active},
+                                           {"dense", AdjointKind::dense}};
+constexpr Name<Prefilter> kPrefilters[] = {{"confidence", Prefilter::confidence},
+                                           {"margin", Prefilter::margin}};
+constexpr Name<ProbeRule> kProbeRules[] = {{"candidates", ProbeRule::candidates},
+                                           {"least_entropic", ProbeRule::least_entropic},
+                                           {"most_entropic", ProbeRule::most_entropic},
+                                           {"random", ProbeRule::random},
+                                           {"nearest", ProbeRule::nearest}};
+constexpr Name<DraftKind> kDrafts[] = {{"token", DraftKind::token},
+                                       {"expected", DraftKind::expected}};
+constexpr Name<ScoreRule> kScoreRules[] = {{"product", ScoreRule::product},
+                                           {"nats", ScoreRule::nats}};
+
+template <typename Value, size_t n>
+Value named(const Name<Value> (&names)[n], const char* what, const std::string& name) {
+  const Value* known = find(names, name);
+  if (!known) {
+    refuse(what, " '", quotable(name), "' is unknown; known are ", listed(names_of(names)));
+  }
+  return *known;
+}
+
+// Shows every option to a SettingsReader or SettingsWriter.
+template <typename Visitor, typename Options>
+void visit(Visitor& v, Options& o) {
+  v.count("n_candidates", o.n_candidates, o.per_quota);
+  v.choice("prefilter", kPrefilters, o.prefilter);
+  v.points("alpha", o.alpha);
+  v.choice("draft", kDrafts, o.draft);
+  v.number("tau", o.tau);
+  v.choice("rule", kScoreRules, o.rule);
+  v.number("gamma", o.gamma);
+  v.number("weight", o.weight);
+  v.number("factor", o.factor);
+  v.number("spread", o.spread);
+  v.number("spread_width", o.spread_width);
+  v.number("anti_collapse", o.anti_collapse);
+  v.number("h_max", o.h_max);
+  v.choice("probes", kProbeRules, o.probes);
+  v.number("rho", o.rho);
+  v.whole("halo", o.halo);
+  v.choice("context", kContexts, o.context);
+  v.choice("adjoint", kAdjoints, o.adjoint);
+  v.whole("every", o.every);
+  v.whole("min_masked", o.min_masked);
+}
+
+}  // namespace
+
+ContextKind context_kind(const std::string& name) {
+  return named(kContexts, "context", name);
+}
+
+AdjointKind adjoint_kind(const std::string& name) {
+  return named(kAdjoints, "adjoint", name);
+}
+
+BoEOptions BoEOptions::with(const PolicySettings& settings) const {
+  BoEOptions options = *this;
+  SettingsReader reader("boe", settings);
+  visit(reader, options);
+  reader.finish();
+  return options;
+}
+
+PolicySettings BoEOptions::settings() const {
+  SettingsWriter writer;
+  visit(writer, *this);
+  return writer.settings;
+}
+
 InfluenceOptions BoEOptions::influence() const {
   InfluenceOptions i;
   i.alpha = alpha;
@@ -248,7 +325,7 @@ void spread_out(const Step& step, const BoEOptions& o, const Share& share,
   }
 }
 
-// Computes the candidates' influences and counts what they cost.
+// Computes the candidates' influences.
 void steer(const Step& step, const BoEOptions& o, const Sets& sets, Decision& result) {
   const StepContext& context = step.context;
   InfluenceOptions options = o.influence();
@@ -274,9 +351,6 @@ void steer(const Step& step, const BoEOptions& o, const Sets& sets, Decision& re
   result.influence =
       at::full({context.eligible.count()}, std::numeric_limits<double>::quiet_NaN(), at::kDouble);
   result.probes = sets.probes;
-  result.forward_rows = surrogate.forward_rows;
-  result.backward_rows = surrogate.backward_rows;
-  result.head_rows = surrogate.head_rows;
   double* influence = result.influence.data_ptr<double>();
   const Column tis(surrogate.tis);
   for (size_t b = 0; b + 1 < sets.cu_candidates.size(); ++b) {

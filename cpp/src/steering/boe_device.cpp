@@ -241,9 +241,6 @@ DeviceDecision BoE::decide_on_device(const DeviceStep& step) const {
     influence = at::where(real, tis, 0.0);
     result.influence =
         candidates.into(at::full(step.row.sizes(), kNan, p.confidence.options()), real, tis);
-    result.forward_rows = surrogate.forward_rows;
-    result.backward_rows = surrogate.backward_rows;
-    result.head_rows = surrogate.head_rows;
     if (o.spread == 0) applies = steered;
   } else if (o.spread == 0) {
     result.score = p.confidence;

@@ -144,6 +144,10 @@ Part steered_part(const SurrogateRequest& request, at::Device device) {
 
 void check(const InfluenceOptions& o) {
   if (o.alpha.empty()) refuse("alpha names no point; give one or several numbers from 0 to 1");
+  constexpr size_t kMost = 1024;  // each takes a gradient
+  if (o.alpha.size() > kMost) {
+    refuse("alpha names ", o.alpha.size(), " points, where ", kMost, " are allowed");
+  }
   for (double a : o.alpha) {
     if (!(a >= 0 && a <= 1)) refuse("alpha must be from 0 (mask) to 1 (prediction), not ", a);
   }

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tabes._core import BoE, Policy, policy_names
-from tabes.policies import BOE_SETTINGS, make_policy
+from tabes._core import Policy, policy_names
+from tabes.policies import make_policy
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,5 @@ def policy_from(spec: Spec) -> Policy:
 
 def effective(spec: Spec) -> tuple[Any, ...]:
     """Equal for settings that decode alike, whether options are spelt out or left to defaults."""
-    policy = policy_from(spec)
-    rest = (spec.policy, spec.steps, spec.block_length, spec.temperature, spec.refresh_every)
-    if not isinstance(policy, BoE):
-        return (*rest, tuple(sorted(spec.options.items())))
-    settings = (getattr(policy, name) for name in BOE_SETTINGS)
-    return (*rest, *(tuple(value) if isinstance(value, list) else value for value in settings))
+    rest = (spec.steps, spec.block_length, spec.temperature, spec.refresh_every)
+    return (policy_from(spec).notation(), *rest)

@@ -268,7 +268,7 @@ def test_settings() -> None:
         ({"alpha": 1.0}, "policy confidence has no setting 'alpha'; it takes none"),
         ({"policy": "boe", "aplha": 1.0}, "no setting 'aplha'; it takes n_candidates, .* alpha"),
         ({"policy": "threshold", "tau": 2}, "tau must be from 0 to 1"),
-        ({"policy": "threshold", "tau": "x"}, "tau='x': it must be a number"),
+        ({"policy": "threshold", "tau": "x"}, "tau=x: it must be a number"),
         ({"policy": "best"}, "best"),
         ({"policy": "boe", "alpha": "a;b"}, "several values must be numbers"),
         ({"policy": "boe", "halo": "0.5"}, "halo=0.5: it must be an integer"),

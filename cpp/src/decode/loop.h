@@ -1,6 +1,8 @@
 // The steps of a decode: look, decide, write, record.
 #pragma once
 
+#include <ATen/ops/empty.h>
+
 #include <memory>
 #include <vector>
 
@@ -21,7 +23,7 @@ class Loop : Decode {
     std::vector<Canvas*> live;
     Layout layout;
     Predicted predicted;
-    at::Tensor waiting_entropy;
+    at::Tensor waiting_entropy = at::empty({0});
     at::Tensor entropy;  // [n] float64 on the CPU, finite
     // All rows that were looked at, the waiting ones among them, and their entropies.
     std::vector<int64_t> seen;

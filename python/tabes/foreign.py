@@ -10,6 +10,8 @@ from tokenizers import AddedToken
 
 from tabes.errors import InputError
 
+_MOST_LETTERS = 100  # fewer than bytes, which are no letters
+
 
 class Encoded(NamedTuple):
     """What `Foreign.encode` returns; the names are those of ``tokenizers.Encoding``."""
@@ -32,12 +34,14 @@ class Foreign:
         self._tokenizer = tokenizer
         self._marker = marker
         self.name = type(tokenizer).__name__
+        self._vocabulary = dict(tokenizer.get_vocab())
         self._special = [t for t in tokenizer.all_special_tokens if t]
         # A vocabulary of letters: transformers would write blanks between them, and say nothing
         # of those that it lacks.
-        plain = set(tokenizer.get_vocab()) - set(self._special)
-        plain = {token for token in plain if not re.fullmatch(r"<\w+>", token)}
-        self._letters = plain if plain and all(len(token) == 1 for token in plain) else set()
+        named = {*self._special, *(t for t in self._vocabulary if re.fullmatch(r"<\w+>", t))}
+        plain = set(self._vocabulary) - named
+        letters = all(len(t) == 1 and t.isascii() and t.isprintable() for t in plain - {" "})
+        self._letters = plain if letters and len(plain) < _MOST_LETTERS else set()
 
     def literal(self, marker: str) -> Foreign:
         """The same for texts in which names broken by `marker` are text."""
@@ -54,7 +58,7 @@ class Foreign:
         return 0
 
     def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]:
-        return dict(self._tokenizer.get_vocab())
+        return dict(self._vocabulary)
 
     def get_vocab_size(self) -> int:
         return len(self._tokenizer)
@@ -65,8 +69,7 @@ class Foreign:
         return added | {i: AddedToken(t, special=True) for i, t in special.items()}
 
     def token_to_id(self, token: str) -> int | None:
-        found: int | None = self._tokenizer.get_vocab().get(token)
-        return found
+        return self._vocabulary.get(token)
 
     def id_to_token(self, token: int) -> str | None:
         if not 0 <= token < len(self._tokenizer):
@@ -103,7 +106,7 @@ class Foreign:
     def _check_letters(self, text: str, literal: bool = False) -> None:
         if not self._letters:
             return
-        names = [] if literal else sorted(self._tokenizer.get_vocab(), key=len, reverse=True)
+        names = [] if literal else sorted(self._vocabulary, key=len, reverse=True)
         names = [name for name in names if len(name) > 1]
         pattern = re.compile("|".join([*map(re.escape, names), "."]), re.DOTALL)
         for found in pattern.finditer(text):

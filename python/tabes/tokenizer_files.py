@@ -25,6 +25,7 @@ _END_NAMES = ("[SEP]", "<eos>", "[EOS]", "</s>")
 # One token of a SMILES string: a bracketed atom, a two-letter element, the reaction arrow, a ring
 # closure of two or three digits, or else a single character.
 _SMILES = r"\[[^\]]+\]|Br|Cl|>>|%\([0-9]{3}\)|%[0-9]{2}|."
+_LETTER = "."
 # Classes of transformers that put the settings of BERT's normalizer in the place of the file's.
 _BERT_CLASSES = {
     f"{name}Tokenizer"
@@ -100,6 +101,10 @@ def _bert_options(settings: TokenizerSettings) -> dict[str, bool]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def _is_bert(settings: TokenizerSettings) -> bool:
+    return settings.tokenizer_class.removesuffix("Fast") in _BERT_CLASSES
+
+
 def _patch_normalizer(backend: Backend, settings: TokenizerSettings) -> None:
     """Puts the config's casing and accents in the place of those of tokenizer.json.
 
@@ -107,10 +112,9 @@ def _patch_normalizer(backend: Backend, settings: TokenizerSettings) -> None:
     defaults. A config that names no class and none of these settings leaves the file as it is.
     """
     options = _bert_options(settings)
-    named = settings.tokenizer_class.removesuffix("Fast")
     if not isinstance(backend.normalizer, normalizers.BertNormalizer):
         return
-    if named in _BERT_CLASSES or (options and not named):
+    if _is_bert(settings) or (options and not settings.tokenizer_class):
         backend.normalizer = normalizers.BertNormalizer(**{"lowercase": True, **options})
 
 
@@ -130,7 +134,8 @@ def _from_vocabulary(path: Path, settings: TokenizerSettings) -> Backend:
         raise CheckpointError(f"{path} has neither [UNK] nor <unk>, so it cannot encode free text")
 
     backend: Backend
-    if any(token.startswith("##") for token in plain):
+    pattern, blanks = _token_pattern(plain), any(token.isspace() for token in plain)
+    if any(token.startswith("##") for token in plain) or (pattern is None and _is_bert(settings)):
         options = {"lowercase": not _is_cased(plain), **_bert_options(settings)}
         backend = Backend(models.WordPiece(vocab=vocabulary, unk_token=unknown))
         backend.normalizer = normalizers.BertNormalizer(**options)
@@ -140,7 +145,7 @@ def _from_vocabulary(path: Path, settings: TokenizerSettings) -> Backend:
         backend = Backend(models.WordLevel(vocab=vocabulary, unk_token=unknown))
         if settings.do_lower_case and not any(token != token.lower() for token in plain):
             backend.normalizer = normalizers.Lowercase()
-        _split_words(backend, plain)
+        _split_words(backend, pattern, blanks)
     # Their names in a text are then the tokens themselves; the ids stay those of the file.
     backend.add_special_tokens(special)
     start = _first((names.get("cls_token"), names.get("bos_token"), *_START_NAMES), vocabulary)
@@ -165,18 +170,23 @@ def _is_cased(plain: Sequence[str]) -> bool:
     return capitals > _CASED_SHARE * len(plain)
 
 
-def _split_words(backend: Backend, plain: Sequence[str]) -> None:
-    blanks = any(token.isspace() for token in plain)
+def _token_pattern(plain: Sequence[str]) -> str | None:
+    """The pattern of one token of a word-level vocabulary, None if words are split at spaces."""
     if {"C", "c", "(", ")", "="} <= set(plain):
-        backend.pre_tokenizer = pre_tokenizers.Split(Regex(_SMILES), "isolated")
-    elif all(len(token) == 1 for token in plain):
-        letters = pre_tokenizers.Split(Regex("."), "isolated")
-        # Residues may be written with blanks between them and in lines.
-        parts = [letters] if blanks else [pre_tokenizers.WhitespaceSplit(), letters]
-        backend.pre_tokenizer = pre_tokenizers.Sequence(parts)
-    else:
+        return _SMILES
+    return _LETTER if all(len(token) == 1 for token in plain) else None
+
+
+def _split_words(backend: Backend, pattern: str | None, blanks: bool) -> None:
+    """Splits at spaces or into tokens of a pattern; `blanks`: a blank is a token itself."""
+    if pattern is None:
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         return
+    tokens = pre_tokenizers.Split(Regex(pattern), "isolated")
+    if pattern == _LETTER and not blanks:  # residues may be written with blanks, and in lines
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), tokens])
+    else:
+        backend.pre_tokenizer = tokens
     if not blanks:
         strip = normalizers.Strip()
         backend.normalizer = (

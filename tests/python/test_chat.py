@@ -10,7 +10,12 @@ import tabes
 import torch
 from tabes import InputError
 from tabes.chat import Rendered
+from tabes.evaluation.execution import Limits
+from tabes.evaluation.suite import make_task
+from tabes.evaluation.tasks import Prompting
+from tabes.harness import TabesLM
 from tabes.text import Tokenizer
+from scripted import SPECIAL, scripted_model
 from test_text import byte_level, load
 from transformers import PreTrainedTokenizerFast
 
@@ -240,3 +245,30 @@ def test_rendered_texts_keep_what_they_know() -> None:
     plain = Rendered("a") + "b"
     assert isinstance(plain, Rendered)
     assert (plain, plain.marked) == ("ab", None)
+
+
+QUESTION = "What is <mask>? [MASK] <eos><reply> <user>"
+
+
+@pytest.mark.case("F02")
+@pytest.mark.parametrize("chat", [True, False], ids=["chat", "plain"])
+def test_evaluations_fill_the_reply_alone(chat: bool) -> None:
+    model = scripted_model({QUESTION[:8]: "4"}, marker=None if chat else "?")
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    mask, end, user, reply = map(tokenizer.backend.token_to_id, SPECIAL)
+    language_model = TabesLM(model, gen_length=4, steps=4, block_length=4)
+    context = QUESTION
+    if chat:
+        context = language_model.apply_chat_template([{"role": "user", "content": QUESTION}])
+        assert context == f"<user>{QUESTION}<reply>"
+    canvas = language_model._canvas(context, 4)
+    assert canvas.tokens[canvas.start :] == [mask] * 4
+    assert mask not in canvas.tokens[: canvas.start]
+    special = [token for token in canvas.tokens[: canvas.start] if token >= 256]
+    assert special == ([user, reply] if chat else [end, reply, user])
+    assert mask not in language_model._target(context, " a <mask>").tokens
+    task = make_task("gsm8k", Prompting(chat=chat), Limits())
+    canvas = task.canvas(model, {"question": QUESTION, "answer": "#### 4"}, "row 1", 4)
+    assert canvas.tokens[canvas.start :] == [mask] * 4
+    assert mask not in canvas.tokens[: canvas.start]

@@ -274,6 +274,15 @@ def test_words(tmp_path: Path) -> None:
     assert 10 < told < 30
 
 
+@pytest.mark.parametrize("named", ["BertTokenizer", "BertTokenizerFast"])
+def test_words_of_a_class_of_bert(tmp_path: Path, named: str) -> None:
+    # Without ## pieces and yet BERT's: punctuation is split off, and what is unknown is [UNK].
+    words = [t for t in (*SPECIAL, *PIECES) if not t.startswith("##")]
+    config = {"do_lower_case": True, "tokenizer_class": named}
+    write(tmp_path, vocab_txt="\n".join(words), tokenizer_config_json=config)
+    same_ids(load(tmp_path), BertTokenizer.from_pretrained(tmp_path), TEXTS)
+
+
 PROTEIN = "[PAD] [UNK] [CLS] [SEP] [MASK] L A G V E S I K R D T P N Q F Y M H C W X U B Z O".split()
 RESIDUES = "DLIPTSSKLVVXUBZO"
 SPACED = [

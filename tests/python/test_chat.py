@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tabes
 import torch
+from scripted import SPECIAL, scripted_model
 from tabes import InputError
 from tabes.chat import Rendered
 from tabes.evaluation.execution import Limits
@@ -15,7 +16,6 @@ from tabes.evaluation.suite import make_task
 from tabes.evaluation.tasks import Prompting
 from tabes.harness import TabesLM
 from tabes.text import Tokenizer
-from scripted import SPECIAL, scripted_model
 from test_text import byte_level, load
 from transformers import PreTrainedTokenizerFast
 

@@ -38,9 +38,16 @@ at::Device device_named(const std::string& name) {
 
 std::shared_ptr<const Denoiser> load_named(const std::string& directory, const std::string& device,
                                            const std::string& dtype,
-                                           std::optional<int64_t> mask_token_id, bool prepack,
+                                           std::optional<int64_t> mask_token_id,
+                                           std::optional<std::vector<int64_t>> eos_token_ids,
+                                           bool prepack,
                                            std::function<void(int64_t, int64_t)> progress) {
-  LoadOptions options{device_named(device), dtype_named(dtype), mask_token_id, prepack, {}};
+  LoadOptions options;
+  options.device = device_named(device);
+  options.dtype = dtype_named(dtype);
+  options.mask_token_id = mask_token_id;
+  options.eos_token_ids = std::move(eos_token_ids);
+  options.prepack = prepack;
   // Called after every tensor: a good moment to notice Ctrl-C as well.
   options.progress = [&, poll = signal_poll()](int64_t done, int64_t total) {
     poll();
@@ -85,6 +92,7 @@ void register_denoiser(py::module_& m) {
                              })
       .def_readonly("bos_token_id", &ModelInfo::bos_token_id)
       .def_readonly("pad_token_id", &ModelInfo::pad_token_id)
+      .def_readonly("special_token_ids", &ModelInfo::special_token_ids)
       .def_property_readonly("device", [](const ModelInfo& i) { return i.device.str(); })
       .def_property_readonly("dtype", [](const ModelInfo& i) { return dtype_name(i.dtype); });
 
@@ -102,21 +110,47 @@ void register_denoiser(py::module_& m) {
   m.def(
       "load",
       [](const std::string& directory, const std::string& device, const std::string& dtype,
-         std::optional<int64_t> mask_token_id, bool prepack,
-         std::function<void(int64_t, int64_t)> progress) {
-        return std::const_pointer_cast<Denoiser>(
-            load_named(directory, device, dtype, mask_token_id, prepack, std::move(progress)));
+         std::optional<int64_t> mask_token_id, std::optional<std::vector<int64_t>> eos_token_ids,
+         bool prepack, std::function<void(int64_t, int64_t)> progress) {
+        return std::const_pointer_cast<Denoiser>(load_named(directory, device, dtype, mask_token_id,
+                                                            std::move(eos_token_ids), prepack,
+                                                            std::move(progress)));
       },
-      py::arg("directory"), py::arg("device") = "cpu", py::arg("dtype") = "float32",
-      py::arg("mask_token_id") = std::nullopt, py::arg("prepack") = true,
-      py::arg("progress") = nullptr, "Load a checkpoint folder.");
+      py::arg("directory"), py::arg("device") = "cpu", py::arg("dtype") = "float32", py::kw_only(),
+      py::arg("mask_token_id") = std::nullopt, py::arg("eos_token_ids") = std::nullopt,
+      py::arg("prepack") = true, py::arg("progress") = nullptr, "Load a checkpoint folder.");
+
+  py::class_<AddedToken>(m, "AddedToken", "A token that was added to a vocabulary.")
+      .def_readonly("id", &AddedToken::id)
+      .def_readonly("content", &AddedToken::content)
+      .def_readonly("special", &AddedToken::special)
+      .def_readonly("lstrip", &AddedToken::lstrip)
+      .def_readonly("rstrip", &AddedToken::rstrip)
+      .def_readonly("single_word", &AddedToken::single_word)
+      .def_readonly("normalized", &AddedToken::normalized);
+
+  py::class_<TokenizerSettings>(m, "TokenizerSettings",
+                                "What a tokenizer's files say beside its vocabulary.")
+      .def_readonly("named_tokens", &TokenizerSettings::named_tokens)
+      .def_readonly("additional_special_tokens", &TokenizerSettings::additional_special_tokens)
+      .def_readonly("added_tokens", &TokenizerSettings::added_tokens)
+      .def_readonly("do_lower_case", &TokenizerSettings::do_lower_case)
+      .def_readonly("strip_accents", &TokenizerSettings::strip_accents)
+      .def_readonly("tokenize_chinese_chars", &TokenizerSettings::tokenize_chinese_chars)
+      .def_readonly("tokenizer_class", &TokenizerSettings::tokenizer_class)
+      .def_readonly("chat_template", &TokenizerSettings::chat_template);
+  m.def("read_tokenizer_settings", &read_tokenizer_settings, py::arg("directory"),
+        "What tokenizer_config.json, special_tokens_map.json and added_tokens.json say.");
+  m.def("names_special_token", &names_special_token, py::arg("name"),
+        "Whether a token of this name is no text: [UNK], <pad>, </s>, [unused7] and the like.");
 
   m.def(
       "module_denoiser",
       [](PythonFunction function, const at::Tensor& embedding_table, std::string family,
          int64_t mask_token_id, int64_t max_length, int64_t num_layers, int64_t parameters,
          std::vector<int64_t> eos_token_ids, std::optional<int64_t> bos_token_id,
-         std::optional<int64_t> pad_token_id, bool logit_shift) {
+         std::optional<int64_t> pad_token_id, std::vector<int64_t> special_token_ids,
+         bool logit_shift) {
         ModelInfo info;
         info.family = std::move(family);
         info.mask_token_id = mask_token_id;
@@ -126,6 +160,7 @@ void register_denoiser(py::module_& m) {
         info.eos_token_ids = std::move(eos_token_ids);
         info.bos_token_id = bos_token_id;
         info.pad_token_id = pad_token_id;
+        info.special_token_ids = std::move(special_token_ids);
         info.logit_shift = logit_shift;
         return std::static_pointer_cast<Denoiser>(std::make_shared<ModuleDenoiser>(
             std::move(info), embedding_table, module_function(std::move(function))));
@@ -133,7 +168,7 @@ void register_denoiser(py::module_& m) {
       py::arg("function"), py::arg("embedding_table"), py::kw_only(), py::arg("family"),
       py::arg("mask_token_id"), py::arg("max_length"), py::arg("num_layers"), py::arg("parameters"),
       py::arg("eos_token_ids"), py::arg("bos_token_id"), py::arg("pad_token_id"),
-      py::arg("logit_shift"),
+      py::arg("special_token_ids"), py::arg("logit_shift"),
       "A model made of a table of input embeddings and a function from embeddings to logits.");
 }
 

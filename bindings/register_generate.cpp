@@ -73,6 +73,7 @@ void register_generate(py::module_& m) {
       .def_readwrite("seed", &GenerateOptions::seed)
       .def_readwrite("sequence_ids", &GenerateOptions::sequence_ids)
       .def_readwrite("forbidden", &GenerateOptions::forbidden)
+      .def_readwrite("allow_special", &GenerateOptions::allow_special)
       .def_readwrite("on_device", &GenerateOptions::on_device)
       .def_readwrite("cuda_graphs", &GenerateOptions::cuda_graphs)
       .def_readwrite("logits_eos_inf", &GenerateOptions::logits_eos_inf)

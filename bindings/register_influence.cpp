@@ -113,7 +113,7 @@ void register_influence(py::module_& m) {
          const std::vector<std::vector<int64_t>>& candidates,
          const std::vector<std::vector<int64_t>>& probes, std::vector<double> alpha, double tau,
          int64_t halo, const std::string& context, const std::string& adjoint,
-         std::vector<int64_t> forbidden) {
+         std::vector<int64_t> forbidden, bool allow_special) {
         InfluenceOptions options;
         options.alpha = std::move(alpha);
         options.tau = tau;
@@ -121,25 +121,28 @@ void register_influence(py::module_& m) {
         options.context = context_kind(context);
         options.adjoint = adjoint_kind(adjoint);
         options.forbidden = std::move(forbidden);
+        options.allow_special = allow_special;
         options.poll = signal_poll();
         const py::gil_scoped_release unlocked;
         return influence(model, sequences, candidates, probes, options);
       },
       py::arg("model"), py::arg("sequences"), py::arg("candidates"), py::arg("probes"),
       py::arg("alpha"), py::arg("tau"), py::arg("halo"), py::arg("context"), py::arg("adjoint"),
-      py::arg("forbidden"));
+      py::arg("forbidden"), py::arg("allow_special") = false);
 
   m.def(
       "one_step_fall",
       [](const Denoiser& model, const std::vector<at::Tensor>& sequences,
          const std::vector<std::vector<int64_t>>& candidates,
-         const std::vector<std::vector<int64_t>>& probes, const std::vector<int64_t>& forbidden) {
+         const std::vector<std::vector<int64_t>>& probes, const std::vector<int64_t>& forbidden,
+         bool allow_special) {
         const auto poll = signal_poll();
         const py::gil_scoped_release unlocked;
-        return one_step_fall(model, sequences, candidates, probes, forbidden, poll).fall;
+        return one_step_fall(model, sequences, candidates, probes, forbidden, allow_special, poll)
+            .fall;
       },
       py::arg("model"), py::arg("sequences"), py::arg("candidates"), py::arg("probes"),
-      py::arg("forbidden"));
+      py::arg("forbidden"), py::arg("allow_special") = false);
 
   py::class_<BoE, Policy, PythonPolicy<BoE>, py::smart_holder> boe(m, "BoE", kBoEDoc);
   boe.def(py::init(

@@ -38,6 +38,8 @@ class ModelInfo:
     @property
     def pad_token_id(self) -> int | None: ...
     @property
+    def special_token_ids(self) -> list[int]: ...
+    @property
     def device(self) -> str: ...
     @property
     def dtype(self) -> str: ...
@@ -55,10 +57,64 @@ def load(
     directory: str,
     device: str = "cpu",
     dtype: str = "float32",
+    *,
     mask_token_id: int | None = None,
+    eos_token_ids: list[int] | None = None,
     prepack: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Denoiser: ...
+
+class AddedToken:
+    """A token that was added to a vocabulary, with the flags that tokenizers have for it."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def content(self) -> str: ...
+    @property
+    def special(self) -> bool: ...
+    @property
+    def lstrip(self) -> bool: ...
+    @property
+    def rstrip(self) -> bool: ...
+    @property
+    def single_word(self) -> bool: ...
+    @property
+    def normalized(self) -> bool: ...
+
+class TokenizerSettings:
+    """What a tokenizer's files say beside its vocabulary.
+
+    `named_tokens` are by their keys ("mask_token"), `added_tokens` by id; of several chat templates
+    `chat_template` is the one called "default". What no file says is None, empty for a class.
+    """
+
+    @property
+    def named_tokens(self) -> dict[str, str]: ...
+    @property
+    def additional_special_tokens(self) -> list[str]: ...
+    @property
+    def added_tokens(self) -> list[AddedToken]: ...
+    @property
+    def do_lower_case(self) -> bool | None: ...
+    @property
+    def strip_accents(self) -> bool | None: ...
+    @property
+    def tokenize_chinese_chars(self) -> bool | None: ...
+    @property
+    def tokenizer_class(self) -> str: ...
+    @property
+    def chat_template(self) -> str | None: ...
+
+def read_tokenizer_settings(directory: str) -> TokenizerSettings:
+    """What tokenizer_config.json, special_tokens_map.json and added_tokens.json say.
+
+    Missing files say nothing. Raises CheckpointError naming file and key.
+    """
+
+def names_special_token(name: str) -> bool:
+    """Whether a token of this name is no text: [UNK], <pad>, </s>, [unused7] and the like."""
+
 def module_denoiser(
     function: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, list[int]], torch.Tensor],
     embedding_table: torch.Tensor,
@@ -71,6 +127,7 @@ def module_denoiser(
     eos_token_ids: list[int],
     bos_token_id: int | None,
     pad_token_id: int | None,
+    special_token_ids: list[int],
     logit_shift: bool,
 ) -> Denoiser:
     """A model made of a table of input embeddings [V, D] and a function.
@@ -446,6 +503,7 @@ def influence(
     context: str,
     adjoint: str,
     forbidden: Sequence[int],
+    allow_special: bool = False,
 ) -> Influence: ...
 def one_step_fall(
     model: Denoiser,
@@ -453,6 +511,7 @@ def one_step_fall(
     candidates: Sequence[Sequence[int]],
     probes: Sequence[Sequence[int]],
     forbidden: Sequence[int],
+    allow_special: bool = False,
 ) -> list[torch.Tensor]:
     """B tensors [candidates] float64, nats: what influence predicts, by running the model."""
 
@@ -523,6 +582,7 @@ class GenerateOptions:
     seed: int
     sequence_ids: list[int]
     forbidden: list[int]
+    allow_special: bool
     logits_eos_inf: bool
     confidence_eos_eot_inf: bool
     on_device: bool | None

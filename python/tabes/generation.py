@@ -39,6 +39,7 @@ _CANONICAL = (
     "seed",
     "sequence_ids",
     "forbidden",
+    "allow_special",
     "logits_eos_inf",
     "confidence_eos_eot_inf",
     "on_device",
@@ -160,6 +161,7 @@ def generate(
     seed: int = 0,
     sequence_ids: Iterable[int] = (),
     forbidden: Iterable[int | str] = (),
+    allow_special: bool = False,
     logits_eos_inf: bool = False,
     confidence_eos_eot_inf: bool = False,
     on_device: bool | None = None,
@@ -198,6 +200,8 @@ def generate(
         sequence_ids: the number by which each sequence's draws are keyed; 0, 1, 2, ... if empty.
             With the same seed and number a sequence is decoded the same way in any batch.
         forbidden: tokens never to write, as ids or by name; the mask token always is.
+        allow_special: write ``model.info.special_token_ids`` too: [UNK], [PAD], [CLS], [SEP] and
+            the like of BERT-like models, which are no text.
         logits_eos_inf: never write end tokens.
         confidence_eos_eot_inf: reveal end tokens last, at any temperature.
         on_device: where positions are chosen. True: on the model's device, the host a step ahead,
@@ -242,6 +246,7 @@ def generate(
     options.seed = integer(seed, "seed", minimum=0)
     options.sequence_ids = integers(sequence_ids, "sequence_ids")
     options.forbidden = token_ids(model, forbidden, "forbidden")
+    options.allow_special = flag(allow_special, "allow_special")
     options.logits_eos_inf = flag(logits_eos_inf, "logits_eos_inf")
     options.confidence_eos_eot_inf = flag(confidence_eos_eot_inf, "confidence_eos_eot_inf")
     options.on_device = None if on_device is None else flag(on_device, "on_device")

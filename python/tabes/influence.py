@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from tabes import _core
 from tabes._core import Influence, InputError
-from tabes.arguments import integer, integers, listed, number, numbers, word
+from tabes.arguments import flag, integer, integers, listed, number, numbers, word
 from tabes.inputs import Prompts, prepare, token_ids
 from tabes.model import Model
 
@@ -22,6 +22,7 @@ def influence(
     context: str = "exact",
     adjoint: str = "active",
     forbidden: Iterable[int | str] | None = None,
+    allow_special: bool = False,
 ) -> Influence:
     """Token influence scores (TIS) of candidates on probes (TABES, arXiv 2602.00250).
 
@@ -42,6 +43,7 @@ def influence(
             keep their keys and values of the base pass.
         adjoint: "active": ActiveQueryAttention; "dense": the ordinary gradient.
         forbidden: tokens left out of every distribution, as ids or by name; the mask always is.
+        allow_special: keep ``model.info.special_token_ids``, which are left out otherwise.
 
     Returns:
         `.tis`: B tensors [candidates] float64, in the candidates' order. `.predicted_entropy`: B
@@ -67,6 +69,7 @@ def influence(
         word(context, "context"),
         word(adjoint, "adjoint"),
         token_ids(model, () if forbidden is None else forbidden, "forbidden"),
+        flag(allow_special, "allow_special"),
     )
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tabes import _core
-from tabes._core import CheckpointError, Error, InputError, ModelInfo
-from tabes.arguments import flag, optional_integer
+from tabes._core import CheckpointError, InputError, ModelInfo
+from tabes.arguments import flag, integers, optional_integer
 from tabes.inputs import prepare
 from tabes.text import Tokenizer
 from tabes.tokenizer_files import load_tokenizer
@@ -108,6 +107,7 @@ def load(
     dtype: str | torch.dtype = "float32",
     *,
     mask_token_id: int | None = None,
+    eos_token_ids: Iterable[int] | None = None,
     prepack: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
@@ -118,8 +118,10 @@ def load(
         device: where the weights go, ``"cpu"`` or a CUDA device.
         dtype: of weights and computation: float32, bfloat16, float16 (on a GPU), or float64 for
             verification.
-        mask_token_id: overrides the mask token of config.json. Where that names none, the mask
-            token of the tokenizer is used.
+        mask_token_id: overrides the mask token of config.json, generation_config.json and the
+            tokenizer, which are asked in this order.
+        eos_token_ids: overrides the tokens that end a text; by default all that config.json,
+            generation_config.json, the tokenizer's ``eos_token`` and the model's family name.
         prepack: on x86 CPUs keep weights in oneDNN's layout, which multiplies faster; BoE steering
             then holds every weight twice (once transposed). False: one plain copy serves both.
         progress: called with the bytes read so far and in all. Without it, loads of more than 1 GiB
@@ -140,11 +142,17 @@ def load(
     directory = Path(path).expanduser().absolute()
     if not directory.is_dir():
         raise CheckpointError(_missing(directory, os.fspath(path)))
-    if mask_token_id is None:
-        mask_token_id = _mask_token_of_tokenizer(directory)
     with _LoadBar() as bar:
         core = _core.load(
-            str(directory), str(device), _dtype_name(dtype), mask_token_id, prepack, progress or bar
+            str(directory),
+            str(device),
+            _dtype_name(dtype),
+            mask_token_id=mask_token_id,
+            eos_token_ids=None
+            if eos_token_ids is None
+            else integers(eos_token_ids, "eos_token_ids"),
+            prepack=prepack,
+            progress=progress or bar,
         )
     return Model(core, directory, tokenizer=_tokenizer(directory, core.info.mask_token_id))
 
@@ -177,18 +185,6 @@ def _dtype_name(dtype: str | torch.dtype) -> str:
             f"dtype {name!r} is not supported: use float32, bfloat16, float16 or float64"
         )
     return _DTYPES[name]
-
-
-def _mask_token_of_tokenizer(directory: Path) -> int | None:
-    """The mask token for checkpoints whose config.json does not name it; older BERTs do not."""
-    try:
-        config: Any = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or config.get("mask_token_id") is not None:
-            return None
-        tokenizer = load_tokenizer(directory)
-    except (OSError, ValueError, Error):
-        return None  # damaged files are reported by the parts that need them
-    return None if tokenizer is None else tokenizer.mask_token_id
 
 
 class _LoadBar:

@@ -133,6 +133,7 @@ def wrap(
         else integers(eos_token_ids, "eos_token_ids"),
         bos_token_id=next(iter(_ids(said, "bos_token_id", size)), None),
         pad_token_id=next(iter(_ids(said, "pad_token_id", size)), None),
+        special_token_ids=[],
         logit_shift=flag(logit_shift, "logit_shift"),
     )
     wrapped = Model(core, tokenizer=text)

@@ -6,7 +6,6 @@
 
 #include "checkpoint/config.h"
 #include "checkpoint/families.h"
-#include "checkpoint/mask_token.h"
 #include "checkpoint_models.h"
 #include "tabes/checkpoint.h"
 
@@ -162,7 +161,9 @@ TEST(CheckpointConfig, RejectsFilesThatAreNoConfig) {
       {R"({"n_layers":1,"n\u005flayers":2})", "\"n_layers\" is repeated"},
       {R"({"a":{"b":1,"b":2}})", "\"b\" is repeated"},
       {std::string("{}\0{}", 5), "NUL byte"},
-      {"\xef\xbb\xbf{}", "byte order mark"},
+      {"\xef\xbb\xbf\xef\xbb\xbf{}", "byte order mark"},
+      {std::string("\xff\xfe{\0}\0", 6), "is UTF-16"},
+      {"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"},
       {"{\"a\":NaN}", "invalid JSON"},
       {"{\"a\":1e400}", "invalid JSON"},
       {"{\"a\":Infinity}", "invalid JSON"},
@@ -195,26 +196,19 @@ TEST(CheckpointConfig, ParsesLlada) {
   EXPECT_DOUBLE_EQ(c.rope_theta, 500000.0);
   EXPECT_DOUBLE_EQ(c.norm_eps, 1e-5);
   EXPECT_FALSE(c.head_tied || c.qkv_bias || c.mlp_bias || c.head_bias || c.logit_shift);
-  EXPECT_EQ(c.eos_token_ids, std::vector<int64_t>{2});
-  EXPECT_EQ(c.bos_token_id, 1);
-  EXPECT_EQ(c.pad_token_id, 0);
 }
 
 TEST(CheckpointConfig, ParsesLladaDefaults) {
   ConfigText text = tiny_llada().config;
   for (const char* key : {"n_kv_heads", "mlp_hidden_size", "embedding_size"}) text[key] = "null";
   text["mlp_ratio"] = "4";
-  text["eos_token_id"] = "[2, 5]";
   text["rope_theta"] = "10000";
-  text.erase("bos_token_id");
   const TransformerConfig c =
       checkpoint::llada_family().parse(Config(to_json(text), "config.json"));
   EXPECT_EQ(c.num_kv_heads, 4);
   EXPECT_EQ(c.mlp_size, 32);
   EXPECT_EQ(c.vocab_size, 11);
-  EXPECT_EQ(c.eos_token_ids, (std::vector<int64_t>{2, 5}));
   EXPECT_DOUBLE_EQ(c.rope_theta, 10000.0);
-  EXPECT_FALSE(c.bos_token_id.has_value());
 }
 
 TEST(CheckpointConfig, ParsesBert) {
@@ -229,57 +223,9 @@ TEST(CheckpointConfig, ParsesBert) {
   EXPECT_TRUE(c.embedding_norm && c.head_transform && c.head_bias && c.head_tied);
   EXPECT_TRUE(c.qkv_bias && c.attention_out_bias && c.mlp_bias);
   EXPECT_FALSE(c.final_norm);
-  EXPECT_TRUE(c.eos_token_ids.empty());
   text["tie_word_embeddings"] = "false";
   c = checkpoint::bert_family().parse(Config(to_json(text), "config.json"));
   EXPECT_FALSE(c.head_tied);
-}
-
-TEST(CheckpointConfig, MaskTokenFromVocabularies) {
-  using checkpoint::mask_in_tokenizer;
-  using checkpoint::mask_in_vocab_txt;
-  EXPECT_EQ(mask_in_vocab_txt("[PAD]\n[UNK]\n[MASK]\na\n", {"[MASK]"}), 2);
-  EXPECT_EQ(mask_in_vocab_txt("[PAD]\r\n[MASK]\r\n", {"[MASK]"}), 1);
-  EXPECT_EQ(mask_in_vocab_txt("[MASK]", {"<mask>", "[MASK]"}), 0);
-  EXPECT_EQ(mask_in_vocab_txt("\n\n[MASK]x\n", {"[MASK]"}), std::nullopt);
-  EXPECT_EQ(mask_in_vocab_txt("", {"[MASK]"}), std::nullopt);
-  const auto tokenizer = [](const std::string& text) {
-    return mask_in_tokenizer(text, "tokenizer.json", {"[MASK]"});
-  };
-  EXPECT_EQ(tokenizer(R"({"added_tokens":[{"id":7,"content":"[MASK]"}]})"), 7);
-  EXPECT_EQ(tokenizer(R"({"model":{"vocab":{"a":0,"[MASK]":5}}})"), 5);
-  EXPECT_EQ(tokenizer(R"({"model":{"vocab":[["a",-1.5]]}})"), std::nullopt);
-  EXPECT_EQ(tokenizer(R"({"added_tokens":null,"model":3})"), std::nullopt);
-  for (const char* bad :
-       {R"({"model":{"vocab":{"[MASK]":-5}}})", R"({"model":{"vocab":{"[MASK]":"5"}}})",
-        R"({"added_tokens":[{"id":1e3,"content":"[MASK]"}]})"}) {
-    expect_rejected([&] { tokenizer(bad); }, "tokenizer.json", "the id of \"[MASK]\"");
-  }
-}
-
-TEST(CheckpointConfig, MaskTokenFallsBackFromFileToFile) {
-  const TempFolder folder;
-  TinyModel model = tiny_bert(/*old=*/true);
-  model.write(folder);
-  expect_rejected([&] { load(folder.path()); }, folder.path("config.json"), "pass mask_token_id");
-  EXPECT_EQ(load(folder.path(), mask(9))->info().mask_token_id, 9);
-  folder.write("vocab.txt", "a\nb\n[MASK]\n");
-  EXPECT_EQ(load(folder.path())->info().mask_token_id, 2);
-  folder.write("tokenizer.json", R"({"model":{"vocab":{"[MASK]":5}}})");
-  EXPECT_EQ(load(folder.path())->info().mask_token_id, 5);
-  folder.write("generation_config.json", R"({"mask_token_id":6})");
-  EXPECT_EQ(load(folder.path())->info().mask_token_id, 6);
-  model.config["mask_token_id"] = "7";
-  model.write(folder);
-  EXPECT_EQ(load(folder.path())->info().mask_token_id, 7);
-}
-
-TEST(CheckpointConfig, KnowsTheMaskTokenOfLlada8B) {
-  TransformerConfig model;
-  model.vocab_size = 126464;
-  EXPECT_EQ(checkpoint::llada_family().usual_mask_token(model), 126336);
-  model.vocab_size = 126465;
-  EXPECT_EQ(checkpoint::llada_family().usual_mask_token(model), -1);
 }
 
 TEST(CheckpointConfig, MatchesPatterns) {

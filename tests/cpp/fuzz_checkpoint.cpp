@@ -12,10 +12,10 @@
 
 #include "checkpoint/config.h"
 #include "checkpoint/families.h"
-#include "checkpoint/mask_token.h"
 #include "checkpoint/plan.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/tensor_store.h"
+#include "checkpoint/tokenizer_files.h"
 #include "tabes/error.h"
 
 namespace {
@@ -60,12 +60,29 @@ void read_config(std::string_view text) {
 }
 
 void read_tokenizer(std::string_view text) {
-  sink = sink + mask_in_vocab_txt(text, {"[MASK]", "<mask>"}).has_value();
-  sink = sink + mask_in_tokenizer(text, kFile, {"[MASK]", "<mask>"}).has_value();
+  sink = sink + parse_vocab_txt(text, kFile).find("[MASK]").has_value();
+  sink = sink + parse_tokenizer(text, kFile).find("[MASK]").has_value();
+}
+
+void read_tokenizer_config(std::string_view text) {
+  const tabes::TokenizerSettings settings = parse_tokenizer_config(Config(text, kFile));
+  for (const tabes::AddedToken& token : settings.added_tokens) {
+    if (token.id < 0 || token.content.empty()) std::abort();
+    sink = sink + tabes::names_special_token(token.content);
+  }
+  for (const auto& [key, name] : settings.named_tokens) sink = sink + name.size();
+  sink = sink + settings.chat_template.value_or("").size();
+}
+
+void read_added_tokens(std::string_view text) {
+  for (const tabes::AddedToken& token : parse_added_tokens(text, kFile, {"[ENT]"})) {
+    if (token.id < 0) std::abort();
+  }
 }
 
 using Target = void (*)(std::string_view);
-constexpr Target kTargets[] = {read_safetensors, read_index, read_config, read_tokenizer};
+constexpr Target kTargets[] = {read_safetensors,      read_index,       read_config, read_tokenizer,
+                               read_tokenizer_config, read_added_tokens};
 
 }  // namespace
 
@@ -115,7 +132,14 @@ std::vector<std::string> seeds() {
           R"("hidden_act":"gelu","layer_norm_eps":1e-12,"pruned_heads":{}})",
       std::string("\3") + R"({"added_tokens":[{"id":3,"content":"<mask>"}],)"
                           R"("model":{"vocab":{"a":0,"[MASK]":4}}})",
+      std::string("\3") + R"({"model":{"type":"Unigram","vocab":[["<unk>",0],["[MASK]",-1.5]]}})",
       std::string("\3") + "[PAD]\r\n[UNK]\n[MASK]\n",
+      std::string("\4") +
+          R"({"mask_token":{"content":"[MASK]"},"eos_token":"</s>","do_lower_case":true,)"
+          R"("additional_special_tokens":["<a>",{"content":"<b>"}],"extra_special_tokens":{},)"
+          R"("added_tokens_decoder":{"7":{"content":"<a>","special":true,"lstrip":false}},)"
+          R"("chat_template":[{"name":"default","template":"{{ messages }}"}]})",
+      std::string("\5") + R"({"[ENT]":93,"covid19":94})",
   };
 }
 

@@ -59,6 +59,7 @@ def test_tis_equals_autograd_with_stopped_gradients(
     batch = [canvas(single, length, length // 2, seed=length) for length in (40, 23, 64)]
     sets = [split(t, single.info.mask_token_id, 5) for t in batch]
     candidates, probes = [list(s) for s in zip(*sets, strict=True)]
+    special = single.info.special_token_ids
     rounded, all_wanted = [], []
     for halo, adjoint, tau in ((0, "active", 1.0), (1, "active", 0.5), (0, "dense", 0.0)):
         options = dict(alpha=alpha, tau=tau, halo=halo, adjoint=adjoint)
@@ -79,6 +80,7 @@ def test_tis_equals_autograd_with_stopped_gradients(
                 alpha=alpha,
                 tau=tau,
                 active=sorted(near) if adjoint == "active" else None,
+                forbidden=special,
             )
             assert relative(exact.tis[b], wanted) <= 1e-9, (halo, adjoint)
             rounded.append(got.tis[b])

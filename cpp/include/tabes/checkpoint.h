@@ -1,11 +1,15 @@
-// Reading Hugging Face checkpoint folders: config.json plus safetensors, in one file or sharded.
+// Reading Hugging Face checkpoint folders: config.json plus safetensors, in one file or sharded,
+// and what the tokenizer's files say beside the vocabulary.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "tabes/denoiser.h"
 #include "tabes/export.h"
@@ -17,6 +21,8 @@ struct LoadOptions {
   at::ScalarType dtype = at::kFloat;
   // Overrides config.json where it has no (or a wrong) mask token, as older BERT checkpoints do.
   std::optional<int64_t> mask_token_id;
+  // Overrides what the files say of the tokens that end a text; may be empty.
+  std::optional<std::vector<int64_t>> eos_token_ids;
   // On x86 CPUs reorder each weight for oneDNN as it is read, and its transpose when the first
   // influence score needs it: faster products, but steering then holds every weight twice. Off:
   // one plain copy serves both.
@@ -27,8 +33,43 @@ struct LoadOptions {
 
 // Loads the model in the folder `directory`. Weights are read tensor by tensor into their final
 // place: beside the model itself at most one tensor is in memory. Pickle files are never opened.
-// Throws CheckpointError naming the file, the rule it breaks and, where known, the tensor.
+//
+// Mask token: options, config.json, generation_config.json, the mask_token that the tokenizer's
+// files name, the family's usual names for it in the vocabulary, the family's usual id.
+// End tokens: options, or else all that config.json, generation_config.json, the eos_token of the
+// tokenizer's files and the family's usual names say, in this order.
+//
+// Throws CheckpointError naming the file, the rule it breaks and, where known, the tensor;
+// InputError for an option out of range.
 TABES_API std::shared_ptr<const Denoiser> load(const std::string& directory,
                                                const LoadOptions& options = {});
+
+// A token that was added to a vocabulary, with the flags that tokenizers have for it.
+struct AddedToken {
+  int64_t id = 0;
+  std::string content;
+  bool special = false;  // not part of a text: left out when ids become text
+  bool lstrip = false, rstrip = false;
+  bool single_word = false;
+  bool normalized = true;
+};
+
+// What tokenizer_config.json, special_tokens_map.json and added_tokens.json say. As transformers
+// has it, the two older files count only where tokenizer_config.json has no added_tokens_decoder,
+// save for names that it lacks.
+struct TokenizerSettings {
+  std::map<std::string, std::string> named_tokens;  // "mask_token" -> "[MASK]"
+  std::vector<std::string> additional_special_tokens;
+  std::vector<AddedToken> added_tokens;  // by id
+  std::optional<bool> do_lower_case, strip_accents, tokenize_chinese_chars;
+  std::string tokenizer_class;               // empty if none is named
+  std::optional<std::string> chat_template;  // of several the one called "default"
+};
+
+// Missing files say nothing. Throws CheckpointError naming file and key.
+TABES_API TokenizerSettings read_tokenizer_settings(const std::string& directory);
+
+// Whether a token of this name is no text: [UNK], <pad>, </s>, [unused7] and the like.
+TABES_API bool names_special_token(std::string_view name);
 
 }  // namespace tabes

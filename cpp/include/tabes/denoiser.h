@@ -30,6 +30,9 @@ struct ModelInfo {
   std::vector<int64_t> eos_token_ids;  // tokens that end a text; may be empty
   std::optional<int64_t> bos_token_id;
   std::optional<int64_t> pad_token_id;
+  // Tokens that are no text, which generate() writes only when asked to: [UNK], [PAD], [CLS] and
+  // the like of BERT-like models. Sorted, neither the mask nor end tokens among them; may be empty.
+  std::vector<int64_t> special_token_ids;
   bool logit_shift = false;  // row i is predicted by the output at row i - 1 (Dream)
   at::Device device = at::kCPU;
   at::ScalarType dtype = at::kFloat;

@@ -75,6 +75,7 @@ struct GenerateOptions {
   // number and it is decoded the same way in any batch.
   std::vector<int64_t> sequence_ids;
   std::vector<int64_t> forbidden;       // token ids never written; the mask never is
+  bool allow_special = false;           // write ModelInfo::special_token_ids as well
   bool logits_eos_inf = false;          // never write an end-of-text token (LLaDA's name)
   bool confidence_eos_eot_inf = false;  // reveal end-of-text tokens last, at any temperature
   // true: rows are selected on the model's device and the host runs one step ahead of it, so that a
@@ -117,7 +118,8 @@ struct GenerateResult {
 TABES_API GenerateResult generate(const Denoiser& model, const std::vector<at::Tensor>& sequences,
                                   const GenerateOptions& options = {});
 
-// `prompt` (1-D int64) followed by gen_length masks: what generate() continues.
+// `prompt` (1-D int64) followed by gen_length masks: what generate() continues. Throws InputError
+// for a prompt of another shape or dtype, or if both together are longer than the model allows.
 TABES_API at::Tensor with_masks(const Denoiser& model, const at::Tensor& prompt,
                                 int64_t gen_length);
 

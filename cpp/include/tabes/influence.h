@@ -34,6 +34,7 @@ struct InfluenceOptions {
   AdjointKind adjoint = AdjointKind::active;
   // Token ids left out of every distribution; the mask token always is.
   std::vector<int64_t> forbidden;
+  bool allow_special = false;  // keep ModelInfo::special_token_ids, which else are left out as well
   Poll poll;
 };
 
@@ -74,6 +75,6 @@ TABES_API OneStepFall one_step_fall(const Denoiser& model, const std::vector<at:
                                     const std::vector<std::vector<int64_t>>& candidates,
                                     const std::vector<std::vector<int64_t>>& probes,
                                     const std::vector<int64_t>& forbidden = {},
-                                    const Poll& poll = {});
+                                    bool allow_special = false, const Poll& poll = {});
 
 }  // namespace tabes

@@ -54,6 +54,7 @@ struct TransformerConfig {
   std::vector<int64_t> eos_token_ids;
   std::optional<int64_t> bos_token_id;
   std::optional<int64_t> pad_token_id;
+  std::vector<int64_t> special_token_ids;  // see ModelInfo
 };
 
 // Supplies a model's weights, one tensor at a time. `name` is our own name of the tensor:

@@ -9,6 +9,10 @@
 #include "messages.h"
 
 namespace tabes {
+bool is_token_row(const at::Tensor& tokens) {
+  return tokens.defined() && tokens.dim() == 1 && at::isIntegralType(tokens.scalar_type(), false);
+}
+
 std::vector<HostTokens> checked_tokens(const ModelInfo& info,
                                        const std::vector<at::Tensor>& sequences) {
   if (sequences.empty()) refuse("the batch is empty; pass at least one sequence of token ids");
@@ -16,7 +20,7 @@ std::vector<HostTokens> checked_tokens(const ModelInfo& info,
   result.reserve(sequences.size());
   for (size_t b = 0; b < sequences.size(); ++b) {
     const at::Tensor& given = sequences[b];
-    if (!given.defined() || given.dim() != 1 || !at::isIntegralType(given.scalar_type(), false)) {
+    if (!is_token_row(given)) {
       refuse("sequence ", b, " must be a 1-D tensor of integer token ids");
     }
     const int64_t length = given.size(0);

@@ -10,6 +10,9 @@ namespace tabes {
 
 using HostTokens = std::vector<int64_t>;
 
+// Whether `tokens` is a 1-D tensor of integers.
+bool is_token_row(const at::Tensor& tokens);
+
 // Copies 1-D integer tensors to host vectors. Throws InputError for an empty batch or sequence, a
 // wrong shape or dtype, a token outside the vocabulary, or a sequence longer than the model takes.
 std::vector<HostTokens> checked_tokens(const ModelInfo& info,

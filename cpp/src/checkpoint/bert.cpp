@@ -31,7 +31,6 @@ TransformerConfig parse(const Config& config) {
   model.norm_eps = config.number("layer_norm_eps", 1e-20, 0.1, 1e-12);
   model.mlp = config.string("hidden_act", "gelu") == "gelu" ? Mlp::gelu : Mlp::gelu_tanh;
   model.head_tied = config.boolean("tie_word_embeddings", true);
-  read_special_tokens(config, model);
   return model;
 }
 
@@ -43,6 +42,10 @@ std::vector<Copy> copies(const TransformerConfig& model) {
 
 int64_t usual_mask_token(const TransformerConfig&) {
   return -1;
+}
+
+std::vector<int64_t> usual_eos_tokens(const TransformerConfig&) {
+  return {};
 }
 
 }  // namespace
@@ -76,8 +79,12 @@ const Family& bert_family() {
           },
       .ignorable = {"bert.pooler.*", "cls.seq_relationship.*", "*.position_ids"},
       .copies = copies,
-      .mask_texts = {"[MASK]"},
+      .mask_texts = {"[MASK]", "<mask>", "<|mask|>", "<MASK>"},
       .usual_mask_token = usual_mask_token,
+      .eos_texts = {},
+      .usual_eos_tokens = usual_eos_tokens,
+      .usual_names = {{"pad_token", "[PAD]"}, {"sep_token", "[SEP]"}, {"cls_token", "[CLS]"}},
+      .keeps_special_apart = true,
   };
   return family;
 }

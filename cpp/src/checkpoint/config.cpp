@@ -145,11 +145,4 @@ void read_heads(const Config& config, std::string_view heads_key, std::string_vi
   }
 }
 
-void read_special_tokens(const Config& config, TransformerConfig& model) {
-  const Range ids{0, model.vocab_size - 1};
-  model.eos_token_ids = config.integers("eos_token_id", ids);
-  if (config.has("bos_token_id")) model.bos_token_id = config.integer("bos_token_id", ids);
-  if (config.has("pad_token_id")) model.pad_token_id = config.integer("pad_token_id", ids);
-}
-
 }  // namespace tabes::checkpoint

@@ -38,6 +38,8 @@ class Config {
 
   // In all of these a key that is null counts as absent.
   bool has(std::string_view key) const;
+  const Json* find(std::string_view key) const;  // null if absent
+  const Json::Object& members() const { return *root_.object(); }
   int64_t integer(std::string_view key, Range range) const;
   int64_t integer(std::string_view key, Range range, int64_t fallback) const;
   double number(std::string_view key, double low, double high, double fallback) const;
@@ -59,8 +61,6 @@ class Config {
   [[noreturn]] void fail_at(std::string_view key, const std::string& why) const;
 
  private:
-  const Json* find(std::string_view key) const;  // null if absent or null
-
   std::string file_;
   Json root_;
 };
@@ -68,8 +68,5 @@ class Config {
 // num_heads, num_kv_heads and head_dim from hidden_size and the values of these keys.
 void read_heads(const Config& config, std::string_view heads_key, std::string_view kv_heads_key,
                 TransformerConfig& model);
-
-// eos, bos and pad ids, checked against model.vocab_size.
-void read_special_tokens(const Config& config, TransformerConfig& model);
 
 }  // namespace tabes::checkpoint

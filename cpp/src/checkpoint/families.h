@@ -4,6 +4,7 @@
 
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "checkpoint/config.h"
@@ -43,6 +44,15 @@ struct Family {
   std::vector<std::string_view> mask_texts;  // the mask token as it is spelled in vocabularies
   // The mask token of checkpoints whose files do not say, or -1.
   int64_t (*usual_mask_token)(const TransformerConfig& model);
+  // End tokens beside those that the files name: as they are spelled, and of checkpoints without a
+  // vocabulary.
+  std::vector<std::string_view> eos_texts;
+  std::vector<int64_t> (*usual_eos_tokens)(const TransformerConfig& model);
+  // Names of other tokens where the tokenizer's files do not say: key and text.
+  std::vector<std::pair<std::string_view, std::string_view>> usual_names;
+  // Whether special tokens are no part of any text, so that the model is not to write them: see
+  // ModelInfo::special_token_ids.
+  bool keeps_special_apart;
 };
 
 const std::vector<const Family*>& families();

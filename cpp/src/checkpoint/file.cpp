@@ -33,6 +33,28 @@ bool entry_exists(const std::string& path) {
   return ::lstat(path.c_str(), &info) == 0;
 }
 
+void check_folder(const std::string& path) {
+  struct stat info{};
+  if (::stat(path.c_str(), &info) != 0) {
+    fail(path, "no such folder (tabes reads local folders and downloads nothing)");
+  }
+  if (!S_ISDIR(info.st_mode)) {
+    fail(path, "is not a folder: pass the one that holds config.json and the weights");
+  }
+}
+
+std::string read_text(const std::string& path, uint64_t limit) {
+  std::string text = File(path).read_all(limit);
+  if (text.starts_with("\xff\xfe") || text.starts_with("\xfe\xff")) {
+    fail(path, "is UTF-16: save it as UTF-8");
+  }
+  if (text.starts_with("version https://git-lfs")) {
+    fail(path, "is a Git LFS pointer, not the file: run `git lfs pull` in its folder");
+  }
+  if (text.starts_with("\xef\xbb\xbf")) text.erase(0, 3);
+  return text;
+}
+
 File::File(std::string path) : path_(std::move(path)) {
   // Without O_NONBLOCK opening a pipe waits for a writer, perhaps forever.
   do {

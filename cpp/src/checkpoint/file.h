@@ -11,6 +11,9 @@ namespace tabes::checkpoint {
 // Whether the folder has an entry of this name, be it a link that leads nowhere.
 bool entry_exists(const std::string& path);
 
+// Throws CheckpointError unless `path` is a folder.
+void check_folder(const std::string& path);
+
 class File {
  public:
   // Throws CheckpointError unless `path` is a regular file, or links to one, that can be opened.
@@ -35,5 +38,9 @@ class File {
   int descriptor_ = -1;
   uint64_t size_ = 0;
 };
+
+// The content of a text file, less a byte order mark. Throws CheckpointError for one that has more
+// than `limit` bytes, is not UTF-8 by its mark, or only stands for a file that was not fetched.
+std::string read_text(const std::string& path, uint64_t limit);
 
 }  // namespace tabes::checkpoint

@@ -47,7 +47,6 @@ TransformerConfig parse(const Config& config) {
   model.rope_theta = config.number("rope_theta", 1.0, 1e12, 10000.0);
   model.qkv_bias = config.boolean("include_qkv_bias", false);
   model.head_tied = config.boolean("weight_tying", true);
-  read_special_tokens(config, model);
   return model;
 }
 
@@ -56,9 +55,18 @@ std::vector<Copy> copies(const TransformerConfig& model) {
   return {{"embed.tokens", "model.transformer.ff_out.weight"}};
 }
 
+constexpr int64_t kRowsOf8B = 126464;  // of LLaDA-8B's embedding table, and 1.5's
+
 // LLaDA-8B's own files name no mask token in older revisions; its code has it as a constant.
 int64_t usual_mask_token(const TransformerConfig& model) {
-  return model.vocab_size == 126464 ? 126336 : -1;
+  return model.vocab_size == kRowsOf8B ? 126336 : -1;
+}
+
+// <|endoftext|> and <|eot_id|>: its config.json names the first only, but its chat turns end with
+// the second, and its decoder treats them alike.
+std::vector<int64_t> usual_eos_tokens(const TransformerConfig& model) {
+  if (model.vocab_size != kRowsOf8B) return {};
+  return {126081, 126348};
 }
 
 }  // namespace
@@ -87,8 +95,13 @@ const Family& llada_family() {
           },
       .ignorable = {"*.rotary_emb.inv_freq"},
       .copies = copies,
-      .mask_texts = {"<|mdm_mask|>", "[MASK]"},
+      .mask_texts = {"<|mdm_mask|>", "<|mask|>", "<|MASK|>", "[MASK]", "<mask>"},
       .usual_mask_token = usual_mask_token,
+      .eos_texts = {"<|endoftext|>", "<|eot_id|>"},
+      .usual_eos_tokens = usual_eos_tokens,
+      .usual_names = {},
+      // Its reserved tokens are many, and turns of a conversation are made of them.
+      .keeps_special_apart = false,
   };
   return family;
 }

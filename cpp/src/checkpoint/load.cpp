@@ -1,7 +1,6 @@
 #include <ATen/Context.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
-#include <sys/stat.h>
 
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -14,8 +13,8 @@
 #include "checkpoint/config.h"
 #include "checkpoint/families.h"
 #include "checkpoint/file.h"
-#include "checkpoint/mask_token.h"
 #include "checkpoint/plan.h"
+#include "checkpoint/special_tokens.h"
 #include "checkpoint/tensor_read.h"
 #include "checkpoint/tensor_store.h"
 #include "messages.h"
@@ -68,24 +67,14 @@ class FileWeights final : public WeightSource {
   uint64_t done_ = 0, trimmed_ = 0;
 };
 
-void check_folder(const std::string& folder) {
-  struct stat info{};
-  if (::stat(folder.c_str(), &info) != 0) {
-    fail(folder, "no such folder (tabes reads local folders and downloads nothing)");
-  }
-  if (!S_ISDIR(info.st_mode)) {
-    fail(folder, "is not a folder: pass the one that holds config.json and the weights");
-  }
-}
-
 std::shared_ptr<const Denoiser> load_folder(const std::string& folder, const LoadOptions& options) {
   check_folder(folder);
-  const File config_file(folder + "/config.json");
-  const Config config(config_file.read_all(kMaxConfigBytes), config_file.path());
+  const std::string config_file = folder + "/config.json";
+  const Config config(read_text(config_file, kMaxConfigBytes), config_file);
   const TensorStore store(folder);
   const Family& family = detect_family(config, store);
   TransformerConfig model = family.parse(config);
-  model.mask_token_id = find_mask_token(folder, config, family, model, options.mask_token_id);
+  find_special_tokens(folder, config, family, options, model);
   const Plan plan = make_plan(model, family, store);
   FileWeights weights(plan, options, folder);
   auto made = make_transformer(model, weights, options.device, options.dtype, options.prepack);

@@ -33,13 +33,13 @@ void check(const GenerateOptions& o, size_t batch) {
           text("sequence_ids has ", o.sequence_ids.size(), " entries for ", batch, " sequences"));
 }
 
-// The mask, the caller's, and with logits_eos_inf the ends of text.
+// The mask, special tokens, the caller's, and with logits_eos_inf the ends of text.
 std::vector<int64_t> all_forbidden(const GenerateOptions& options, const ModelInfo& info) {
   std::vector<int64_t> ids = options.forbidden;
   if (options.logits_eos_inf) {
     ids.insert(ids.end(), info.eos_token_ids.begin(), info.eos_token_ids.end());
   }
-  return checked_forbidden(info, std::move(ids));
+  return checked_forbidden(info, std::move(ids), options.allow_special);
 }
 
 }  // namespace

@@ -42,8 +42,7 @@ GenerateResult generate(const Denoiser& model, const std::vector<at::Tensor>& se
 }
 
 at::Tensor with_masks(const Denoiser& model, const at::Tensor& prompt, int64_t gen_length) {
-  if (!prompt.defined() || prompt.dim() != 1)
-    refuse("the prompt must be a 1-D tensor of token ids");
+  if (!is_token_row(prompt)) refuse("the prompt must be a 1-D tensor of integer token ids");
   const ModelInfo& info = model.info();
   if (gen_length < 1) refuse("gen_length must be at least 1, not ", gen_length);
   if (prompt.size(0) > info.max_length || gen_length > info.max_length - prompt.size(0)) {

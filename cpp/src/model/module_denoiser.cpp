@@ -10,6 +10,7 @@
 #include <limits>
 #include <map>
 
+#include "batch/forbidden.h"
 #include "batch/pieces.h"
 #include "batch/rows.h"
 #include "messages.h"
@@ -84,6 +85,9 @@ ModuleDenoiser::ModuleDenoiser(ModelInfo info, const at::Tensor& embedding_table
   };
   inside(info_.mask_token_id, "mask token");
   for (int64_t id : info_.eos_token_ids) inside(id, "end token");
+  for (int64_t id : info_.special_token_ids) inside(id, "special token");
+  info_.special_token_ids =
+      never_text(info_.special_token_ids, info_.mask_token_id, info_.eos_token_ids);
   if (info_.max_length < 1) refuse("max_length must be at least 1, not ", info_.max_length);
   if (!function_) refuse("a model needs a function from embeddings to logits");
 }

@@ -177,6 +177,7 @@ Transformer::Transformer(const TransformerConfig& config, WeightSource& weights,
   info_.eos_token_ids = c.eos_token_ids;
   info_.bos_token_id = c.bos_token_id;
   info_.pad_token_id = c.pad_token_id;
+  info_.special_token_ids = c.special_token_ids;
   info_.logit_shift = c.logit_shift;
   info_.device = tokens_.device();
   info_.dtype = dtype;

@@ -45,7 +45,7 @@ struct Question {
   Question(const Denoiser& model, const std::vector<at::Tensor>& sequences,
            const std::vector<std::vector<int64_t>>& candidate_lists,
            const std::vector<std::vector<int64_t>>& probe_lists,
-           const std::vector<int64_t>& forbidden_ids, bool apart);
+           const std::vector<int64_t>& forbidden_ids, bool allow_special, bool apart);
 
   std::vector<HostTokens> tokens;
   PackedBatch batch;
@@ -56,14 +56,14 @@ struct Question {
 Question::Question(const Denoiser& model, const std::vector<at::Tensor>& sequences,
                    const std::vector<std::vector<int64_t>>& candidate_lists,
                    const std::vector<std::vector<int64_t>>& probe_lists,
-                   const std::vector<int64_t>& forbidden_ids, bool apart)
+                   const std::vector<int64_t>& forbidden_ids, bool allow_special, bool apart)
     : tokens(checked_tokens(model.info(), sequences)) {
   const ModelInfo& info = model.info();
   if (candidate_lists.size() != tokens.size() || probe_lists.size() != tokens.size()) {
     refuse("there are ", tokens.size(), " sequences but ", candidate_lists.size(),
            " lists of candidates and ", probe_lists.size(), " of probes");
   }
-  forbidden = to_tensor(checked_forbidden(info, forbidden_ids), info.device);
+  forbidden = to_tensor(checked_forbidden(info, forbidden_ids, allow_special), info.device);
   std::vector<const HostTokens*> pointers;
   std::vector<int64_t> c_rows, p_rows, cu_c{0}, cu_p{0};
   int64_t offset = 0;
@@ -122,7 +122,8 @@ Influence scored(const Denoiser& model, const std::vector<at::Tensor>& sequences
                  const std::vector<std::vector<int64_t>>& probes, const InfluenceOptions& options) {
   const PlainDispatch plain;
   check(options);
-  const Question q(model, sequences, candidates, probes, options.forbidden, false);
+  const Question q(model, sequences, candidates, probes, options.forbidden, options.allow_special,
+                   false);
   std::unique_ptr<Context> context;
   const bool frozen = options.context == ContextKind::frozen;
   const at::Tensor features =
@@ -146,9 +147,9 @@ Influence scored(const Denoiser& model, const std::vector<at::Tensor>& sequences
 OneStepFall measured(const Denoiser& model, const std::vector<at::Tensor>& sequences,
                      const std::vector<std::vector<int64_t>>& candidates,
                      const std::vector<std::vector<int64_t>>& probes,
-                     const std::vector<int64_t>& forbidden, const Poll& poll) {
+                     const std::vector<int64_t>& forbidden, bool allow_special, const Poll& poll) {
   const PlainDispatch plain;
-  const Question q(model, sequences, candidates, probes, forbidden, true);
+  const Question q(model, sequences, candidates, probes, forbidden, allow_special, true);
   const at::Device device = model.info().device;
   at::Tensor guess_logits = model.project(model.encode(q.batch, q.candidates, poll)).contiguous();
   guess_logits.index_fill_(1, q.forbidden, -std::numeric_limits<double>::infinity());
@@ -211,9 +212,11 @@ Influence influence(const Denoiser& model, const std::vector<at::Tensor>& sequen
 OneStepFall one_step_fall(const Denoiser& model, const std::vector<at::Tensor>& sequences,
                           const std::vector<std::vector<int64_t>>& candidates,
                           const std::vector<std::vector<int64_t>>& probes,
-                          const std::vector<int64_t>& forbidden, const Poll& poll) {
-  return within(model, sequences.size(),
-                [&] { return measured(model, sequences, candidates, probes, forbidden, poll); });
+                          const std::vector<int64_t>& forbidden, bool allow_special,
+                          const Poll& poll) {
+  return within(model, sequences.size(), [&] {
+    return measured(model, sequences, candidates, probes, forbidden, allow_special, poll);
+  });
 }
 
 }  // namespace tabes

@@ -1,0 +1,188 @@
+"""What `tabes.load` makes of a folder's files, compared with transformers where it has an answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tabes
+import torch
+from tabes import _core
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Make = Callable[..., tuple[Path, Any]]
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+
+
+def byte_tokenizer(folder: Path, added: dict[str, bool], words: tuple[str, ...] = ()) -> Tokenizer:
+    """256 bytes, then `words` of the vocabulary, then added tokens (True: special)."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate([*alphabet, *words])}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    for name, special in added.items():
+        backend.add_tokens([AddedToken(name, special=special, normalized=False)])
+    backend.save(str(folder / "tokenizer.json"))
+    return backend
+
+
+@pytest.mark.case("F01")
+def test_what_is_written_behind_an_end_of_turn_is_no_text(tiny_llada: Make) -> None:
+    folder, _ = tiny_llada(vocab=260)
+    added = {"<|endoftext|>": True, "<|mdm_mask|>": True, "<|eot_id|>": True}
+    backend = byte_tokenizer(folder, added)
+    end, mask, turn = (backend.token_to_id(name) for name in added)
+    change_config(folder, mask_token_id=mask, eos_token_id=end)
+    by_family = tabes.load(folder)
+    assert by_family.info.eos_token_ids == [end, turn]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [end, turn]}))
+    stated = tabes.load(folder)
+    assert stated.info.eos_token_ids == [end, turn]
+    change_config(folder, eos_token_id=...)
+    assert tabes.load(folder).info.eos_token_ids == [end, turn]
+    # The reply is cut at whichever end the model writes first: seeds are tried until it is a turn's.
+    cut = 0
+    for seed in range(200):
+        out = tabes.generate(stated, "hi ", gen_length=12, steps=12, temperature=3.0, seed=seed)
+        written = out.tokens.tolist()[3:]
+        if turn not in written or end in written:
+            continue
+        cut += 1
+        assert out.texts == ["hi " + backend.decode(written[: written.index(turn)])]
+    assert cut > 0
+    only = tabes.load(folder, eos_token_ids=[7])
+    assert only.info.eos_token_ids == [7]
+    assert tabes.load(folder, eos_token_ids=[]).info.eos_token_ids == []
+    for wrong in ([260], [-1], [True], ["a"], 7, "7"):
+        with pytest.raises(tabes.InputError, match="eos_token_ids"):
+            tabes.load(folder, eos_token_ids=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.case("F10")
+@pytest.mark.parametrize("stated", [False, True])
+def test_the_mask_is_the_cores_to_find(tiny_llada: Make, stated: bool) -> None:
+    folder, _ = tiny_llada(vocab=264)
+    backend = byte_tokenizer(folder, {"<|mdm_mask|>": True}, words=("[MASK]", "[M]"))
+    assert backend.token_to_id("[MASK]") == 256
+    assert backend.token_to_id("<|mdm_mask|>") == 258
+    change_config(folder, mask_token_id=...)
+    if stated:
+        (folder / "generation_config.json").write_text(json.dumps({"mask_token_id": 257}))
+    model = tabes.load(folder)
+    assert model.info.mask_token_id == (257 if stated else 258)
+    assert model.tokenizer is not None
+    assert model.tokenizer.mask_token_id == model.info.mask_token_id
+    assert tabes.load(folder, mask_token_id=5).info.mask_token_id == 5
+
+
+@pytest.mark.case("N03")
+def test_reactions_are_filled_with_atoms(rxnfp_model: tabes.Model) -> None:
+    tokenizer = rxnfp_model.tokenizer
+    assert tokenizer is not None
+    special = {tokenizer.backend.token_to_id(f"[{n}]") for n in ("UNK", "PAD", "CLS", "SEP")}
+    never = set(rxnfp_model.info.special_token_ids)
+    assert special <= never
+    assert rxnfp_model.info.mask_token_id not in never
+    assert all(tokenizer.backend.id_to_token(i)[0] == "[" for i in never)
+    prompt = "CC(=O)Cl.N[MASK][MASK]>>CC(=O)NCC"
+    out = tabes.generate(rxnfp_model, prompt)
+    assert not never & set(out.tokens.tolist()[1:-1])
+    assert out.texts is not None
+    assert len(out.texts[0]) > len("CC(=O)Cl.N>>CC(=O)NCC") + 1  # two tokens, both seen
+    # Without the rule it is [UNK], which no text shows.
+    free = tabes.generate(rxnfp_model, prompt, allow_special=True)
+    assert tokenizer.backend.token_to_id("[UNK]") in free.tokens.tolist()
+    assert tabes.generate(rxnfp_model, prompt, forbidden=sorted(never)).texts == out.texts
+    # Entropies agree: influence leaves out the same tokens.
+    masked = (rxnfp_model.tokenizer.encode(prompt), rxnfp_model.info.mask_token_id)
+    places = [i for i, t in enumerate(masked[0]) if t == masked[1]]
+
+    def entropy(**options: Any) -> list[float]:
+        ids = [torch.tensor(masked[0])]
+        sets = ([places[:1]], [places[1:]])
+        return tabes.influence(rxnfp_model, ids, *sets, alpha=0.0, **options).predicted_entropy
+
+    assert entropy() == entropy(allow_special=True, forbidden=sorted(never))
+    assert entropy() != entropy(allow_special=True)
+
+
+@pytest.mark.case("F27")
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        torch.tensor([1.7, 2.2]),
+        torch.tensor([True, False]),
+        torch.tensor([1 + 0j]),
+        torch.tensor([[1, 2]]),
+        torch.tensor(1),
+    ],
+)
+def test_with_masks_takes_what_generate_takes(
+    demo_model: tabes.Model, prompt: torch.Tensor
+) -> None:
+    with pytest.raises(tabes.InputError, match="1-D tensor of integer token ids"):
+        _core.with_masks(demo_model.core, prompt, 3)
+
+
+def test_with_masks(demo_model: tabes.Model) -> None:
+    mask = demo_model.info.mask_token_id
+    for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64):
+        got = _core.with_masks(demo_model.core, torch.tensor([5, 6, 7, 8], dtype=dtype)[::2], 2)
+        assert got.dtype == torch.int64
+        assert got.tolist() == [5, 7, mask, mask]
+    assert _core.with_masks(demo_model.core, torch.tensor([], dtype=torch.long), 1).tolist() == [
+        mask
+    ]
+    for length in (0, -1, demo_model.info.max_length, 10**13, 2**63 - 1):
+        with pytest.raises(tabes.InputError, match="gen_length"):
+            _core.with_masks(demo_model.core, torch.tensor([5]), length)
+
+
+def test_settings_are_those_transformers_reads(tmp_path: Path) -> None:
+    """The tokens and flags that transformers ends up with, from the older files and the newer."""
+    import transformers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat"]
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    (old / "added_tokens.json").write_text(json.dumps({"[ENT]": 7, "covid19": 8}))
+    (old / "special_tokens_map.json").write_text(
+        json.dumps({"additional_special_tokens": ["[ENT]"], "pad_token": "[PAD]"})
+    )
+    (old / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    decoder = {
+        "7": {"content": "[ENT]", "special": True, "lstrip": True},
+        "8": {"content": "covid19", "single_word": True, "normalized": False},
+    }
+    (new / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "BertTokenizer",
+                "added_tokens_decoder": decoder,
+                "eos_token": {"content": "[SEP]", "__type": "AddedToken"},
+            }
+        )
+    )
+    for folder in (old, new):
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        ours = _core.read_tokenizer_settings(str(folder))
+        assert [t.id for t in ours.added_tokens] == [7, 8]
+        for token in ours.added_tokens:
+            wanted = theirs.added_tokens_decoder[token.id]
+            for name in ("content", "special", "lstrip", "rstrip", "single_word", "normalized"):
+                assert getattr(token, name) == getattr(wanted, name), (folder.name, name)
+        for key, text in ours.named_tokens.items():
+            assert getattr(theirs, key) == text
+    assert _core.read_tokenizer_settings(str(new)).named_tokens == {"eos_token": "[SEP]"}

@@ -158,10 +158,10 @@ def test_settings_are_those_transformers_reads(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     (old / "added_tokens.json").write_text(json.dumps({"[ENT]": 7, "covid19": 8}))
-    (old / "special_tokens_map.json").write_text(
-        json.dumps({"additional_special_tokens": ["[ENT]"], "pad_token": "[PAD]"})
+    (old / "special_tokens_map.json").write_text(json.dumps({"pad_token": "[PAD]"}))
+    (old / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "additional_special_tokens": ["[ENT]"]})
     )
-    (old / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
     decoder = {
         "7": {"content": "[ENT]", "special": True, "lstrip": True},
         "8": {"content": "covid19", "single_word": True, "normalized": False},

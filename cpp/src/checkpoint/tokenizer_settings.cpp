@@ -121,26 +121,26 @@ std::optional<bool> optional_flag(const Config& config, const char* key) {
 
 std::optional<std::string> read_template(const Config& config) {
   static constexpr const char* kKey = "chat_template";
-  const Json* value = config.find(kKey);
-  if (value == nullptr) return std::nullopt;
-  const Json* chosen = value;
-  if (value->object() != nullptr) chosen = value->find("default");
-  if (value->array() != nullptr) {
-    chosen = nullptr;
-    for (const Json& entry : *value->array()) {
-      const Json* name = entry.find("name");
-      if (name != nullptr && name->string() != nullptr && *name->string() == "default") {
-        chosen = entry.find("template");
-      }
-      if (entry.object() == nullptr) chosen = &entry;  // refused below
-      if (entry.object() == nullptr) break;
-    }
-  }
-  if (chosen == nullptr || chosen->is_null()) return std::nullopt;
-  if (chosen->string() == nullptr) {
+  const auto refuse = [&] {
     config.fail_at(kKey,
                    "it must be a string, or a list of objects with the strings name and template");
+  };
+  const Json* chosen = config.find(kKey);
+  if (chosen == nullptr) return std::nullopt;
+  if (const Json::Array* entries = chosen->array()) {
+    chosen = nullptr;
+    for (const Json& entry : *entries) {
+      if (entry.object() == nullptr) refuse();
+      const Json* name = entry.find("name");
+      const bool is_default =
+          name != nullptr && name->string() != nullptr && *name->string() == "default";
+      if (is_default) chosen = entry.find("template");
+    }
+  } else if (chosen->object() != nullptr) {
+    chosen = chosen->find("default");
   }
+  if (chosen == nullptr || chosen->is_null()) return std::nullopt;
+  if (chosen->string() == nullptr) refuse();
   return *chosen->string();
 }
 

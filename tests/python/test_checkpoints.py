@@ -1,4 +1,4 @@
-"""What `tabes.load` makes of a folder's files, compared with transformers where it has an answer."""
+"""What `tabes.load` makes of a folder's files; right values from transformers where it has one."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_is_written_behind_an_end_of_turn_is_no_text(tiny_llada: Make) -> N
     assert stated.info.eos_token_ids == [end, turn]
     change_config(folder, eos_token_id=...)
     assert tabes.load(folder).info.eos_token_ids == [end, turn]
-    # The reply is cut at whichever end the model writes first: seeds are tried until it is a turn's.
+    # A reply is cut at the first end of any kind: seeds are tried until that is a turn's.
     cut = 0
     for seed in range(200):
         out = tabes.generate(stated, "hi ", gen_length=12, steps=12, temperature=3.0, seed=seed)

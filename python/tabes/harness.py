@@ -24,7 +24,8 @@ from tabes.chat import Rendered
 from tabes.evaluation.decoding import Cost, decode, scaled_steps
 from tabes.evaluation.likelihood import Target, is_greedy, log_likelihood
 from tabes.evaluation.settings import PRESETS, Settings, canonical_name
-from tabes.evaluation.tasks import Canvas, cut, tokenizer_of
+from tabes.evaluation.stops import cut_tokens
+from tabes.evaluation.tasks import Canvas, tokenizer_of
 from tabes.model import Model, load
 
 try:
@@ -124,6 +125,7 @@ class TabesLM(LM):  # type: ignore[misc,unused-ignore]
             groups.setdefault(self._how(given), []).append(number)
         keys = self._keys(contexts, options)
         replies = [""] * len(requests)
+        ends = self.model.info.eos_token_ids
         with _bar(len(requests), "generate_until", disable_tqdm) as bar:
             for (length, *sampling), members in groups.items():
                 settings = replace(self.settings, **dict(zip(_SAMPLING, sampling, strict=True)))
@@ -138,7 +140,8 @@ class TabesLM(LM):  # type: ignore[misc,unused-ignore]
                     )
                     self.cost.add(cost)
                     for n, reply in zip(batch, found, strict=True):
-                        replies[n] = cut(reply.text, _stops(options[n]))
+                        stops = _stops(options[n])
+                        replies[n] = cut_tokens(self._text, reply.written, ends, stops)
                         self.cache_hook.add_partial("generate_until", requests[n].args, replies[n])
                     bar.update(len(batch))
         return replies

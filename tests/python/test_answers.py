@@ -18,8 +18,9 @@ from tabes.evaluation.code_text import code_blocks, code_defining, open_block
 from tabes.evaluation.equivalence import equivalent, normalise
 from tabes.evaluation.execution import Limits
 from tabes.evaluation.math_tasks import gold_number
+from tabes.evaluation.stops import cut
 from tabes.evaluation.suite import make_task, task_names
-from tabes.evaluation.tasks import Outcome, Prompting, cut
+from tabes.evaluation.tasks import Outcome, Prompting
 
 
 def boxed(text: str) -> list[str]:
@@ -192,7 +193,7 @@ TEXTS = st.text() | st.lists(PIECES | NINES, max_size=30).map("".join)
 
 
 @given(TEXTS, TEXTS)
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=150, deadline=None)
 @pytest.mark.case("F05")
 def test_parsers_take_any_text(text: str, other: str) -> None:
     assert all(isinstance(number, Decimal) for number in numbers(text))
@@ -236,7 +237,10 @@ class AnyText:
         self.text = text
         self.tokenizer = self
 
-    def decode(self, ids: Any) -> str:
+    def encode(self, text: str) -> list[int]:
+        return [0] * 40
+
+    def decode(self, ids: Any, filled: Any = None) -> str:
         return self.text
 
     def piece(self, token: int) -> str:
@@ -260,7 +264,7 @@ def graded(task: str, text: str, monkeypatch: pytest.MonkeyPatch) -> Outcome:
 @pytest.mark.case("F05")
 def test_graders_take_any_reply(task: str) -> None:
     @given(TEXTS)
-    @settings(max_examples=100, deadline=2000)
+    @settings(max_examples=60, deadline=None)
     def grade(text: str) -> None:
         with pytest.MonkeyPatch.context() as patch:
             outcome = graded(task, text, patch)

@@ -16,8 +16,8 @@ from tabes.evaluation.code_tasks import called
 from tabes.evaluation.data import made
 from tabes.evaluation.execution import PASSED, Limits, run_program
 from tabes.evaluation.math_tasks import gold_number
+from tabes.evaluation.stops import cut
 from tabes.evaluation.suite import make_task
-from tabes.evaluation.tasks import cut
 from tabes.tasks.sudoku import puzzles
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -322,6 +322,47 @@ def test_prompts_may_be_replaced_and_say_so(tmp_path: Path) -> None:
         Prompting(template="Q:")
     with pytest.raises(tabes.InputError, match="without worked examples"):
         run(tmp_path, model, "gsm8k", rows, prompting=Prompting(shots=3))
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("written", ["[MASK]", "<mask>"])
+@pytest.mark.case("F02")
+def test_masks_in_questions_are_data(tmp_path: Path, written: str, chat: bool) -> None:
+    """In the question, the template and the prefill; the reply gets all steps."""
+    rows = [{"question": f"What is {written}?", "answer": "6"}]
+    end = f"A {written}: "
+    model = scripted_model(
+        {f"Q: What is {written}? {written}": f"{'.' * len(end) if chat else ''}\\boxed{{6}}"},
+        marker=None if chat else end,
+    )
+    prompting = Prompting(template=f"Q: {{question}} {written}", prefill=end)
+    result, outcomes = run(tmp_path, model, "gsm8k", rows, prompting=prompting)
+    assert outcomes[0]["text"] == "\\boxed{6}"
+    assert result["cost"]["forward_equivalents"] == SHORT.steps
+    task = make_task("gsm8k", prompting, Limits())
+    canvas = task.canvas(model, rows[0], "row", 12)
+    mask = model.info.mask_token_id
+    assert [i - canvas.start for i, t in enumerate(canvas.tokens) if t == mask] == [*range(12)]
+
+
+@pytest.mark.case("F02")
+def test_masks_in_a_template_of_sudoku_are_no_cells(tmp_path: Path) -> None:
+    model = scripted_model({"3102\n2000": "3142\n2431\n4213\n1324"})
+    prompting = Prompting(template="Fill in every [MASK], <mask>:\n{question}", shots=1)
+    _, outcomes = run(tmp_path, model, "sudoku", SUDOKU[:1], prompting=prompting)
+    assert outcomes[0]["metrics"] == {"solved": 1, "cells": 1}
+    assert outcomes[0]["error"] is None
+
+
+@pytest.mark.case("F02", "N03")
+def test_masks_of_infilling_are_masks(tmp_path: Path) -> None:
+    """And what the model writes there counts, special tokens too."""
+    rows = [{"prompt": "It:[MASK]<mask>[MASK]", "answer": "It:abc"}]
+    for reply, exact in (("abc", 1), ("ab", 0), ("a<user>b", 0), ("ab<user>", 0)):
+        model = scripted_model({"It": reply}, marker=":")
+        answer = {"answer": "It:ab"} if "<" in reply else {}
+        _, outcomes = run(tmp_path / reply, model, "infill", [rows[0] | answer])
+        assert outcomes[0]["metrics"]["exact"] == exact, reply
 
 
 def test_stop_strings() -> None:

@@ -129,6 +129,41 @@ def test_stop_strings_and_lengths() -> None:
     assert lm.cost.canvas_tokens == 3 * 22 + 9 + 258
 
 
+@pytest.mark.parametrize(
+    ("reply", "until", "wanted"),
+    [
+        ("<user>AAAA", ["<user>"], ""),
+        ("AB<user>CD", ["<user>"], "AB"),
+        ("AB<user>CD", [], "ABCD"),
+        ("AB<user>CD", ["", "<user>"], "AB"),
+        ("AB<user>CD", ["B<user>C"], "A"),
+        ("AB<user>CD", ["BC"], "A"),  # as it is read without special tokens
+        ("AB<user>CD", ["D", "<user>C", "B<user>", "CD"], "A"),
+        ("AB<user>CD", ["D", "<user>"], "AB"),
+        ("AB<user>CD", ["CD", "D"], "AB"),
+        ("AB<user>CD", ["use", "<", ">", "r>C", "B<"], "ABCD"),  # parts of one symbol
+        ("A<B<user>C>", ["<"], "A"),
+        ("A<user>B<user>C", ["B<user>"], "A"),
+        ("A<user>B<user>C", ["<user>C"], "AB"),
+        ("A<user><reply>B", ["<user><reply>"], "A"),
+        ("A<reply><user>B", ["<user><reply>"], "AB"),
+        ("<user>A<user>", ["A<user>"], ""),
+        ("A\u00e9<user>\u00fcB", ["\u00e9<user>\u00fc"], "A"),
+        ("A\u00e9<user>\u00fcB", ["\u00fc"], "A\u00e9"),
+        ("AB", ["<eos>"], "AB"),  # the model's end token, behind the reply
+        ("AB", ["B<eos>"], "A"),
+        ("AB", ["AB<eos>", "B"], ""),
+        ("AB<eos>CD", ["C"], "AB"),
+        ("aaa", ["aa"], ""),
+        ("baaab", ["aab", "aaa"], "b"),
+    ],
+)
+@pytest.mark.case("F01")
+def test_stop_strings_may_be_special_tokens(reply: str, until: list[str], wanted: str) -> None:
+    lm = TabesLM(scripted_model({"Q": reply}, marker=":"))
+    assert ask(lm, ("Q:", {"until": until, "max_gen_toks": 20})) == [wanted]
+
+
 def test_steps_given_without_a_length_are_meant_as_they_are() -> None:
     model = scripted_model({"A": "one two three"}, marker=":")
     for options, steps in (({"steps": 5}, 5), ({"steps": 5, "gen_length": 40}, 3)):
@@ -208,6 +243,44 @@ def test_chats(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.text == ""
     ask(lm, (prompt, {**how, "min_p": 0.1}), (prompt, {**how, "min_p": 0.1}))
     assert caplog.text.count("the task sets min_p") == 1
+
+
+MASKS = ("[MASK]", "<mask>", "[MASK]" * 3, "a [MASK] <mask> b", "<mask")
+
+
+@pytest.mark.parametrize("written", MASKS)
+@pytest.mark.case("F02")
+def test_masks_in_prompts_are_data(written: str) -> None:
+    """Only the masks of the reply are filled, in whatever way the question comes."""
+    question = f"What is {written} for?"
+    plain = TabesLM(scripted_model({question: "text"}, marker=":"))
+    chat = TabesLM(scripted_model({question: "text"}))
+    user = {"role": "user", "content": question}
+    shots = [user, {"role": "assistant", "content": f"It is {written}."}, user]
+    prompts = [
+        (plain, f"{question}:"),
+        (plain, f"{question}: {written}\n\n{question}:"),  # a worked example
+        (chat, chat.apply_chat_template([user])),
+        (chat, chat.apply_chat_template(shots)),
+        (chat, chat.apply_chat_template([user, {"role": "assistant", "content": "te"}], False)),
+    ]
+    for lm, prompt in prompts:
+        mask = lm.model.info.mask_token_id
+        canvas = lm._canvas(prompt, 8)
+        assert [i for i, t in enumerate(canvas.tokens) if t == mask] == [
+            canvas.start + i for i in range(8)
+        ]
+        assert written in lm.model.tokenizer.decode(canvas.tokens[: canvas.start])
+        rest = "xt" if prompt.endswith("te") else "text"
+        assert ask(lm, (prompt, {"max_gen_toks": 8, "until": []})) == [rest]
+        target = lm._target(prompt, f" {written}")
+        assert mask not in target.tokens
+        ((value, _),) = lm.loglikelihood([Request(prompt, f" {written}")], disable_tqdm=True)
+        assert math.isfinite(value)
+    # A reply begun with such a text is data as well.
+    begun = chat.apply_chat_template([user, {"role": "assistant", "content": written}], False)
+    canvas = chat._canvas(begun, 8)
+    assert canvas.tokens.count(chat.model.info.mask_token_id) == 8
 
 
 def test_long_prompts_lose_their_beginning(

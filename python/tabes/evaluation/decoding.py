@@ -51,9 +51,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Reply:
-    """A finished canvas [L] and the text from where the reply starts, cut at an end token."""
+    """A finished canvas.
+
+    Attributes:
+        tokens: all of it [L].
+        written: what the model wrote from where the reply starts, up to its end token and with it.
+        text: from where the reply starts, cut at an end token, without special tokens.
+    """
 
     tokens: list[int]
+    written: list[int]
     text: str
 
 
@@ -101,9 +108,11 @@ def decode(
     replies = []
     for canvas, row in zip(canvases, output.tokens, strict=True):
         tokens = row.tolist()
-        written = [token == mask for token in canvas.tokens[canvas.start :]]
-        shown = visible_ids(tokens[canvas.start :], written, ends)
-        replies.append(Reply(tokens, tokenizer.decode(shown)))
+        filled = [token == mask for token in canvas.tokens[canvas.start :]]
+        shown = visible_ids(tokens[canvas.start :], filled, ends)
+        written = [t for t, f in zip(tokens[canvas.start :], filled, strict=True) if f]
+        last = next((i for i, token in enumerate(written) if token in ends), len(written))
+        replies.append(Reply(tokens, written[: last + 1], tokenizer.decode(shown)))
     cost = Cost(
         output.forward_rows,
         output.backward_rows,

@@ -200,6 +200,9 @@ class Infill(Task):
     def judge(
         self, model: Model, row: Row, where: str, tokens: Sequence[int], text: str
     ) -> Outcome:
-        written = tokenizer_of(model).decode(tokens)
+        # Special tokens that the model wrote are shown: with one the text is another.
+        given = self.canvas(model, row, where, 0).tokens
+        filled = [token == model.info.mask_token_id for token in given]
+        written = tokenizer_of(model).decode(tokens, filled)
         right = written.strip() == text_field(row, ("answer",), where).strip()
         return Outcome({"exact": float(right)}, written)

@@ -16,6 +16,7 @@ from typing import ClassVar
 from tabes._core import InputError
 from tabes.evaluation.data import Data, Row
 from tabes.evaluation.execution import Limits
+from tabes.evaluation.stops import cut
 from tabes.model import Model
 from tabes.text import Tokenizer
 
@@ -214,9 +215,3 @@ class QuestionTask(Task):
     ) -> Outcome:
         stops = self.until if uses_chat(model, self.prompting) else self.plain_until
         return self.judge_text(row, where, self.lead(model) + cut(text, stops))
-
-
-def cut(text: str, stops: Sequence[str]) -> str:
-    """`text` before the earliest of the stop strings; empty ones are passed over."""
-    ends = [end for stop in stops if stop and (end := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text

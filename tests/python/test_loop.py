@@ -52,11 +52,12 @@ def plain_decode(logits_of, tokens: torch.Tensor, steps: int, policy: str) -> to
 
 
 @pytest.mark.parametrize("policy", ["confidence", "margin", "entropy"])
-def test_decodes_equal_a_plain_loop(demo_model: tabes.Model, policy: str) -> None:
-    generator = torch.Generator().manual_seed(1)
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_decodes_equal_a_plain_loop(demo_model: tabes.Model, policy: str, count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
     prompts = []
-    for i in range(100):
-        length = 8 + i % 40
+    for i in range(count):
+        length = 8 + 40 * i // count
         t = torch.randint(4, demo_model.info.vocab_size, (length,), generator=generator)
         t[torch.rand(length, generator=generator) < 0.7] = MASK
         t[0], t[-1], t[1] = BOS, EOS, MASK

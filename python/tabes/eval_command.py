@@ -79,19 +79,26 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="a full forward pass every N steps only, 0: in the first (1)",
     )
-    add("--policy", "--alg", "--remasking", metavar="NAME", help="which positions come first")
-    group.add_argument(
-        "--policy-option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a setting of the policy, as alpha=0.25;0.5 of boe (help(tabes.BoE)); repeat it",
+    add(
+        "--policy",
+        "--alg",
+        "--remasking",
+        metavar="POLICY",
+        help="which positions come first, as confidence or 'boe(alpha=0.25, 0.5; n_candidates=3x)'",
     )
     add("--temperature", type=float, metavar="T")
     add("--top-p", type=float, metavar="P")
     add("--top-k", type=int, metavar="K")
     add("--cfg-scale", type=float, metavar="S")
     add("--seed", type=int)
+    add(
+        "--forbid",
+        action="append",
+        dest="forbidden",
+        metavar="TOKEN",
+        help="a token never to write, by name or id; repeat it",
+    )
+    add("--allow-special", action="store_true", help="write special tokens such as [UNK] too")
     add("--logits-eos-inf", action="store_true", help="never write end tokens")
     add("--confidence-eos-eot-inf", action="store_true", help="reveal end tokens last")
 
@@ -156,14 +163,6 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     for name in vars(PRESETS["paper"]):
         if name in arguments:
             values[name] = getattr(arguments, name)
-    for option in arguments.policy_option:
-        name, equals, value = option.partition("=")
-        name = name.strip().replace("-", "_")
-        if not equals or not name:
-            raise InputError(f"--policy-option {option!r}: write NAME=VALUE")
-        if name in values:
-            raise InputError(f"--policy-option {name} is given twice")
-        values[name] = value.strip()
     return Settings.of(values, PRESETS[arguments.preset])
 
 

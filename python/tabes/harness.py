@@ -90,13 +90,21 @@ class TabesLM(LM):  # type: ignore[misc,unused-ignore]
             mc_num: noised copies a likelihood is estimated from.
             check_greedy: whether likelihoods also say if greedy decoding gives the continuation,
                 which takes a forward pass a token; otherwise the answer is always no.
-            **settings: those of `tabes.evaluation.Settings`, and of the policy by their names.
+            **settings: those of `tabes.evaluation.Settings`. The harness splits model_args at
+                commas, so that semicolons separate a policy's settings:
+                ``policy=boe(alpha=0.25;0.5;n_candidates=3x)``.
 
         Raises InputError for an unknown argument; what `tabes.load` raises.
         """
         super().__init__()
         if preset is not None and preset not in PRESETS:
             raise InputError(f"there is no preset {preset!r}: choose from {', '.join(PRESETS)}")
+        for name, value in settings.items():
+            if canonical_name(name) == "policy" and str(value).count("(") > str(value).count(")"):
+                raise InputError(
+                    f"{name}={value}: the harness splits model_args at commas: separate a policy's "
+                    "settings by semicolons"
+                )
         self.settings = Settings.of(settings, PRESETS[preset or "paper"])
         self._explicit = {canonical_name(name) for name in settings}
         if preset is not None:

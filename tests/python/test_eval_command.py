@@ -37,7 +37,7 @@ def test_the_command(
 ) -> None:
     file = tmp_path / "molecules.jsonl"
     file.write_text("\n".join(map(json.dumps, ROWS)))
-    how = ("--policy", "boe", "--policy-option", "n-candidates=3", "--steps", 2, "--batch-size", 5)
+    how = ("--policy", "boe(n_candidates=3; alpha=0.25, 0.5)", "--steps", 2, "--batch-size", 5)
     how += ("--refresh-every", 2)
     model = tabes.demo_checkpoint()
     done = command(model, "--tasks", "infill", "--data", file, *how, folder=tmp_path)
@@ -50,7 +50,8 @@ def test_the_command(
     (results,) = outcomes.parent.glob("results-boe-*.json")
     values = json.loads(results.read_text())
     assert values["format"] == "tabes-eval"
-    assert values["settings"]["policy_options"]["n_candidates"] == 3
+    assert values["settings"]["policy"] == "boe(n_candidates=3, alpha=0.25;0.5)"
+    assert values["settings"]["policy_settings"]["n_candidates"] == 3
     assert values["settings"]["steps"] == values["settings"]["refresh_every"] == 2
     assert values["settings"]["gen_length"] == 256
     assert values["versions"]["tabes"] == tabes.__version__
@@ -141,9 +142,9 @@ def test_every_task_with_the_preset_of_the_paper(
         (("-t", "none"), "there is no task 'none'"),
         (("-t", "infill", "--data", "no.jsonl"), "No such file"),
         (("-t", "infill,sudoku", "--data", "no.jsonl"), "write TASK=no.jsonl"),
-        (("-t", "infill", "--policy-option", "alpha"), "write NAME=VALUE"),
+        (("-t", "infill", "--policy", "boe(alpha"), "does not close"),
         (
-            ("-t", "infill", "--policy-option", "alpha=1"),
+            ("-t", "infill", "--policy", "confidence(alpha=1)"),
             "policy confidence has no setting 'alpha'",
         ),
         (("-t", "infill", "--template", "no.txt"), "--template no.txt"),

@@ -59,7 +59,7 @@ def test_batches_do_not_matter_and_costs_add_up(tmp_path: Path, demo_model: tabe
 
 
 def test_the_cost_is_that_of_generate(tmp_path: Path, demo_model: tabes.Model) -> None:
-    settings = Settings.of({"steps": 2, "policy": "boe", "n_candidates": 3})
+    settings = Settings.of({"steps": 2, "policy": "boe(n_candidates=3)"})
     result, outcomes = infill(tmp_path, demo_model, settings, ROWS[:1])
     policy = tabes.BoE(n_candidates=3)
     wanted = tabes.generate(demo_model, MOLECULES[0][0], steps=2, block_length=32, policy=policy)
@@ -152,6 +152,21 @@ def test_a_long_number_ends_nothing(tmp_path: Path) -> None:
     assert [o["metrics"]["accuracy"] for o in found] == [0, 1]
     assert [o["answer"] for o in found] == [f"{digits}.5", "7"]
     assert report.values["tasks"]["gsm8k"]["errors"] == 0
+
+
+@pytest.mark.case("R08")
+def test_forbidden_tokens(tmp_path: Path, demo_model: tabes.Model) -> None:
+    """By name or id, stored, and not mixed with outcomes that have them."""
+    free, found = infill(tmp_path, demo_model)
+    used = {c for o in found for c in o["answer"]} & {"C", "c", "O"}
+    without = Settings.of({"steps": 3, "temperature": 1.0, "seed": 7, "forbidden": [*used]})
+    result, outcomes = infill(tmp_path, demo_model, without)
+    assert result["run"] != free["run"]
+    for outcome, (prompt, _) in zip(outcomes[5:], MOLECULES, strict=True):
+        for token in used:
+            assert outcome["answer"].count(token) == prompt.count(token)
+    with pytest.raises(tabes.InputError, match="no token 'Xx'"):
+        infill(tmp_path, demo_model, Settings(forbidden=("Xx",)))
 
 
 @pytest.mark.case("R08")
@@ -252,27 +267,38 @@ def test_settings() -> None:
     assert (paper.gen_length, paper.steps, paper.block_length) == (256, 128, 32)
     made_of = Settings.of({"max_new_tokens": 8, "alg": "topk_margin", "block_size": None}, paper)
     assert made_of == Settings(gen_length=8, steps=128, block_length=None, policy="margin")
-    steered = Settings.of({"policy": "boe", "alpha": "0.25;0.5", "n_candidates": "3x", "halo": "1"})
-    options = steered.to_dict()["policy_options"]
+    steered = Settings.of({"policy": "boe(alpha=0.25;0.5, n_candidates=3x; halo=1)"})
+    options = steered.to_dict()["policy_settings"]
     assert (options["alpha"], options["n_candidates"], options["halo"]) == ([0.25, 0.5], "3x", 1)
     assert options["tau"] == tabes.BoE().tau
-    paper_boe = Settings.of({"policy": "boe_paper", "tau": 0.5}).to_dict()["policy_options"]
+    paper_boe = Settings.of({"policy": "boe_paper(tau=0.5)"}).to_dict()["policy_settings"]
     assert (paper_boe["alpha"], paper_boe["tau"]) == ([1.0], 0.5)
-    assert Settings.of({"seed": 3}, steered).policy_options == steered.policy_options
-    assert Settings.of({"policy": "entropy"}, steered).policy_options == {}
-    threshold = Settings.of({"policy": "threshold", "tau": "0.8"})
-    assert threshold.to_dict()["policy_options"] == {"tau": 0.8}
+    assert Settings.of({"seed": 3}, steered).policy == steered.policy
+    assert Settings.of({"policy": "entropy"}, steered).policy == "entropy"
+    same = ("boe(halo=1,n_candidates=3x,alpha=.25,.5)", steered.make_policy().notation())
+    assert {Settings.of({"policy": policy}).policy for policy in same} == {steered.policy}
+    assert Settings.of({"forbidden": "[UNK]; 7;"}).forbidden == ("[UNK]", 7)
+    assert Settings.of({"forbidden": 7}).to_dict()["forbidden"] == [7]
+    assert Settings.of({"forbidden": ["7", 8]}).forbidden == (7, 8)
+    threshold = Settings.of({"policy": "threshold(tau=0.8)"})
+    assert threshold.to_dict()["policy_settings"] == {"tau": 0.8}
     assert threshold.make_policy().name() == "threshold"
     for values, message in (
         ({"step": 4}, "no setting 'step'.*did you mean 'steps'"),
-        ({"alpha": 1.0}, "policy confidence has no setting 'alpha'; it takes none"),
-        ({"policy": "boe", "aplha": 1.0}, "no setting 'aplha'; it takes n_candidates, .* alpha"),
-        ({"policy": "threshold", "tau": 2}, "tau must be from 0 to 1"),
-        ({"policy": "threshold", "tau": "x"}, "tau=x: it must be a number"),
+        ({"alpha": 1.0}, "no setting 'alpha'"),
+        ({"policy": "confidence(alpha=1)"}, "alpha"),
+        ({"policy": "boe", "alpha": 1.0}, r"behind its name: boe\(alpha=1.0\)"),
+        ({"policy": "boe(aplha=1)"}, "'aplha'.* did you mean 'alpha'"),
+        ({"policy": "threshold(tau=2)"}, "tau must be from 0 to 1"),
+        ({"policy": "threshold(tau=x)"}, "tau=x"),
         ({"policy": "best"}, "best"),
-        ({"policy": "boe", "alpha": "a;b"}, "several values must be numbers"),
-        ({"policy": "boe", "halo": "0.5"}, "halo=0.5: it must be an integer"),
-        ({"policy": "boe", "halo": -1}, "halo"),
+        ({"policy": 3}, "policy=3: it must be a string"),
+        ({"policy": "boe(alpha=a;b)"}, "alpha"),
+        ({"policy": "boe(halo=0.5)"}, "halo=0.5: it must be an integer"),
+        ({"policy": "boe(halo=-1)"}, "halo"),
+        ({"forbidden": [1.5]}, r"forbidden\[0\]=1.5: it must be an integer"),
+        ({"forbidden": [-1]}, r"forbidden\[0\]=-1: it must be at least 0"),
+        ({"allow_special": 1}, "allow_special=1"),
         ({"steps": 0}, "steps=0"),
         ({"steps": "many"}, "steps='many'"),
         ({"block_length": 0}, "block_length=0"),

@@ -81,7 +81,8 @@ def test_simple_evaluate_with_the_bundled_model(tmp_path: Path) -> None:
         {"start": "Cc1ccc", "rest": "(C)", "choices": ["(C)cc1", "((((("], "label": 0},
     ]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    arguments = f"pretrained={tabes.demo_checkpoint()},policy=boe,alpha=0.25;0.5,mc_num=16"
+    policy = "boe(alpha=0.25;0.5; n_candidates=3x)"
+    arguments = f"pretrained={tabes.demo_checkpoint()},policy={policy},mc_num=16"
     done = subprocess.run(
         [sys.executable, "-c", EVALUATE, str(tmp_path), arguments],
         capture_output=True,
@@ -104,7 +105,8 @@ def test_simple_evaluate_with_the_bundled_model(tmp_path: Path) -> None:
     assert found["results"]["continue"]["exact_match,none"] == pytest.approx(sum(matches) / 3)
     assert all(value < 0 for row in found["likelihoods"] for value in row)
     settings, cost = found["config"]["tabes_settings"], found["config"]["tabes_cost"]
-    assert settings["policy_options"]["alpha"] == [0.25, 0.5]
+    assert settings["policy"] == "boe(n_candidates=3x, alpha=0.25;0.5)"
+    assert settings["policy_settings"]["alpha"] == [0.25, 0.5]
     assert (
         found["config"]["model_num_parameters"]
         == tabes.load(tabes.demo_checkpoint()).info.parameters
@@ -372,7 +374,11 @@ def test_spaces_between_context_and_continuation() -> None:
         ({"batch_size": "auto"}, "batch_size='auto'"),
         ({"mc_num": 0}, "mc_num=0"),
         ({"check_greedy": "no"}, "check_greedy='no'"),
-        ({"policy": "boe", "alpha": "x"}, "alpha"),
+        ({"policy": "boe(alpha=x)"}, "alpha"),
+        ({"policy": "boe", "alpha": 0.5}, r"behind its name: boe\(alpha=0.5\)"),
+        ({"alg": "boe(alpha=0.25", "n_candidates": "3x)"}, "separate .* by semicolons"),
+        ({"forbidden": [1.5]}, r"forbidden\[0\]=1.5"),
+        ({"allow_special": "yes"}, "allow_special='yes'"),
     ],
 )
 def test_wrong_arguments(demo_model: tabes.Model, arguments: dict[str, Any], message: str) -> None:

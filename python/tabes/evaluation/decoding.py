@@ -99,6 +99,8 @@ def decode(
         cfg_scale=settings.cfg_scale,
         seed=settings.seed,
         sequence_ids=keys,
+        forbidden=settings.forbidden,
+        allow_special=settings.allow_special,
         logits_eos_inf=settings.logits_eos_inf,
         confidence_eos_eot_inf=settings.confidence_eos_eot_inf,
         callback=callback,

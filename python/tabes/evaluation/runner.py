@@ -28,6 +28,7 @@ from tabes.evaluation.outcomes import Store
 from tabes.evaluation.settings import Settings
 from tabes.evaluation.suite import make_task
 from tabes.evaluation.tasks import Canvas, Outcome, Prompting, Task
+from tabes.inputs import token_ids
 from tabes.model import Model
 from tabes.statistics import score
 
@@ -108,6 +109,7 @@ def evaluate(
     unused = set(data or {}) - {task.name for task in made}
     if unused:
         raise InputError(f"there is data for {', '.join(sorted(unused))}, which is not to be run")
+    token_ids(model, settings.forbidden, "forbidden")  # names that the vocabulary lacks
     print_of_model = fingerprint(model)
     jobs = [
         _job(model, task, settings, (data or {}).get(task.name), limit, print_of_model)
@@ -141,7 +143,7 @@ def evaluate(
     }
     # Runs with other settings may share the folder, and with it the file of outcomes.
     name = _digest(*(job.run for job in jobs))[:8]
-    results = out / f"results-{settings.policy}-{name}.json"
+    results = out / f"results-{settings.make_policy().name()}-{name}.json"
     try:
         results.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", "utf-8")
     except OSError as error:

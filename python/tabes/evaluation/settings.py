@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from tabes._core import InputError, Policy, policy_names
-from tabes.arguments import flag, integer, number, optional_integer
+from tabes._core import InputError, Policy
+from tabes.arguments import flag, integer, listed, number, optional_integer, word
 from tabes.policies import make_policy
 
 _ALIASES = {
@@ -28,10 +28,10 @@ class Settings:
         gen_length: masks behind every prompt, in tokens.
         steps: denoising steps for that many.
         block_length: positions a block; None: all at once.
-        policy: its name.
-        policy_options: its settings where they differ from its defaults, as ``tau`` of
-            "threshold" or ``alpha`` of `tabes.BoE`.
-        refresh_every, temperature, top_p, top_k, cfg_scale, seed, logits_eos_inf,
+        policy: its name, with settings where they differ from its defaults, in the notation of
+            `tabes.make_policy`: ``threshold(tau=0.8)``.
+        forbidden: ids or names of tokens; one text may hold several, separated by semicolons.
+        refresh_every, temperature, top_p, top_k, cfg_scale, seed, allow_special, logits_eos_inf,
             confidence_eos_eot_inf: as in `tabes.generate`.
     """
 
@@ -39,13 +39,14 @@ class Settings:
     steps: int = 128
     block_length: int | None = 32
     policy: str = "confidence"
-    policy_options: Mapping[str, Any] = field(default_factory=dict)
     refresh_every: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     cfg_scale: float = 0.0
     seed: int = 0
+    forbidden: tuple[int | str, ...] = ()
+    allow_special: bool = False
     logits_eos_inf: bool = False
     confidence_eos_eot_inf: bool = False
 
@@ -60,107 +61,76 @@ class Settings:
         integer(self.seed, "seed", minimum=0)
         for name in ("temperature", "top_p", "cfg_scale"):
             number(getattr(self, name), name)
-        for name in ("logits_eos_inf", "confidence_eos_eot_inf"):
+        for name in ("allow_special", "logits_eos_inf", "confidence_eos_eot_inf"):
             flag(getattr(self, name), name)
-        if not isinstance(self.policy, str):
-            raise InputError(f"policy={self.policy!r}: give its name")
-        if self.policy not in policy_names():  # another decoder's name, or unknown
-            object.__setattr__(self, "policy", make_policy(self.policy).name())
-        self.make_policy()
+        object.__setattr__(self, "forbidden", _forbidden(self.forbidden))
+        # Other decoders' names and spellings of the same policy are one setting.
+        object.__setattr__(self, "policy", repr(self.make_policy()))
 
     @classmethod
     def of(cls, values: Mapping[str, Any], base: Settings | None = None) -> Settings:
         """`base` with `values`, by the names above or those other decoders use.
 
-        Names that are no setting are taken as options of the policy, which knows its own.
-
-        Raises InputError for a name that neither knows, and for one given twice.
+        Raises InputError for a name that is no setting, and for one given twice.
         """
-        known = {f.name for f in dataclasses.fields(cls)} - {"policy_options"}
+        known = [f.name for f in dataclasses.fields(cls)]
         base = cls() if base is None else base
         chosen: dict[str, Any] = {}
-        options: dict[str, Any] = {}
         for name, value in values.items():
             canonical = canonical_name(name)
             if canonical in chosen:
                 raise InputError(f"{canonical} is given twice, once as {name!r}")
-            if canonical in known:
-                chosen[canonical] = value
-            else:
-                options[name] = value
-        policy = str(chosen.get("policy", base.policy))
-        if policy == base.policy:
-            options = {**base.policy_options, **options}
-        try:
-            return dataclasses.replace(base, policy_options=options, **chosen)
-        except InputError as error:
-            nearest = [
-                m for n in options for m in difflib.get_close_matches(n, [*known, *_ALIASES])
-            ]
-            if nearest and "no setting" in str(error):
-                raise InputError(f"{error}; did you mean {nearest[0]!r}?") from error
-            raise
+            chosen[canonical] = value
+        settings = dataclasses.replace(base, **{n: v for n, v in chosen.items() if n in known})
+        for name, value in chosen.items():
+            if name not in known:
+                raise InputError(_unknown(name, value, settings, known))
+        return settings
 
     def make_policy(self) -> Policy:
         """A policy object of its own for every batch, so that none carries state over.
 
-        Raises InputError for an unknown policy, and for options that it does not have or refuses.
+        Raises InputError for an unknown policy or setting, and for a value that it refuses.
         """
-        given = {name: _option(name, value) for name, value in self.policy_options.items()}
-        names = _settable(make_policy(self.policy))
-        unknown = [name for name in given if name not in names]
-        if names and unknown:
-            raise InputError(
-                f"policy {self.policy} has no setting {unknown[0]!r}; it takes {', '.join(names)}"
-            )
-        try:
-            return make_policy(self.policy, **given)
-        except TypeError as error:
-            shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
-            raise InputError(
-                f"{shown}: wrong type for a setting of policy {self.policy}"
-            ) from error
+        return make_policy(word(self.policy, "policy"))
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings, those of BoE with the values that its defaults filled in."""
+        """All settings, those of the policy with the values that its defaults filled in."""
         values = dataclasses.asdict(self)
-        policy = self.make_policy()
-        given = {name: _option(name, value) for name, value in self.policy_options.items()}
-        values["policy_options"] = given | {n: getattr(policy, n) for n in _settable(policy)}
-        return values
+        values["forbidden"] = list(self.forbidden)
+        return values | {"policy_settings": self.make_policy().settings()}
+
+
+def _unknown(name: str, value: Any, settings: Settings, known: Sequence[str]) -> str:
+    message = f"there is no setting {name!r}"
+    policy = settings.make_policy()
+    if name in policy.settings():
+        return (
+            f"{message}: the policy's are written behind its name: {policy.name()}({name}={value})"
+        )
+    nearest = difflib.get_close_matches(name, [*known, *_ALIASES], 1)
+    return f"{message}: did you mean {nearest[0]!r}?" if nearest else message
+
+
+def _forbidden(given: Any) -> tuple[int | str, ...]:
+    """Ids and names; digits in a text are an id."""
+    if isinstance(given, str):
+        given = [part.strip() for part in given.split(";") if part.strip()]
+    elif isinstance(given, int):
+        given = [given]
+    tokens: list[int | str] = []
+    for i, token in enumerate(listed(given, "forbidden", "a list of token ids or names")):
+        if isinstance(token, str):
+            is_id = token.isascii() and token.isdigit() and len(token) < 19
+            tokens.append(int(token) if is_id else token)
+        else:
+            tokens.append(integer(token, f"forbidden[{i}]", minimum=0))
+    return tuple(tokens)
 
 
 def canonical_name(name: str) -> str:
     """What a setting that other decoders call `name` is called here."""
     return _ALIASES.get(name, name)
-
-
-def _settable(policy: Policy) -> tuple[str, ...]:
-    """The settings that a policy has as properties; only those of BoE's class do."""
-    kind = type(policy)
-    return tuple(name for name in vars(kind) if isinstance(vars(kind)[name], property))
-
-
-def _option(name: str, value: Any) -> Any:
-    """A setting as the policy takes it, from what may be text of a command line.
-
-    Several numbers are separated by semicolons, since commas separate model_args.
-    """
-    if not isinstance(value, str):
-        return value
-    parts = [_scalar(part) for part in value.split(";")]
-    if len(parts) > 1 and not all(isinstance(part, (int, float)) for part in parts):
-        raise InputError(f"{name}={value}: several values must be numbers, as 0.25;0.5")
-    return parts if len(parts) > 1 else parts[0]
-
-
-def _scalar(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 # Length 256 in 128 steps and blocks of 32: what the paper's tables were made with, as far as its

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from tokenizers import AddedToken
@@ -11,6 +11,19 @@ from tokenizers import AddedToken
 from tabes.errors import InputError
 
 _MOST_LETTERS = 100  # fewer than bytes, which are no letters
+
+
+def guarded(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """A call of the ``tokenizers`` package, where damaged files make it panic.
+
+    Raises what the call raises, and RuntimeError for a panic, which is no Exception in Python.
+    """
+    try:
+        return function(*arguments, **options)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(f"the tokenizers package gave up: {error}") from error
 
 
 class Encoded(NamedTuple):

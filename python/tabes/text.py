@@ -12,15 +12,13 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers
 
-from tabes._core import InputError
+from tabes._core import InputError, names_special_token
 from tabes.chat import Marked, Message, Names, Rendered, check_text, free_marker, render
-from tabes.foreign import Foreign, is_tokenizer
+from tabes.foreign import Foreign, guarded, is_tokenizer
 
 MASK_LITERAL = "[MASK]"
-_MASK_NAMES = (MASK_LITERAL, "<mask>", "<|mask|>", "<|MASK|>", "<|mdm_mask|>")
-SPECIAL = re.compile(
-    r"\[(PAD|UNK|CLS|SEP|MASK|BOS|EOS|unused\d+)\]|</?s>|<(pad|unk|cls|eos|bos|mask|null_\d+)>"
-)
+# LLaDA's own name goes first: its vocabulary may have [MASK] as a word.
+_MASK_NAMES = ("<|mdm_mask|>", "<|mask|>", "<|MASK|>", MASK_LITERAL, "<mask>")
 
 
 class Prompt(NamedTuple):
@@ -138,7 +136,7 @@ class Tokenizer:
         """The ids that the template puts before and after a text."""
         for probe in ("a", "C", "1", "A", " "):
             try:
-                encoding = self.backend.encode(probe)
+                encoding = guarded(self.backend.encode, probe)
             except Exception:  # the backend raises plain Exception, here for a token it lacks
                 continue
             ids, added = list(encoding.ids), list(encoding.special_tokens_mask)
@@ -247,7 +245,7 @@ class Tokenizer:
             return []
         backend = self._literal_backend(marker) if marker in text else self.backend
         try:
-            encoding = backend.encode(text, add_special_tokens=False)
+            encoding = guarded(backend.encode, text, add_special_tokens=False)
         except InputError:
             raise
         except Exception as error:  # the backend raises plain Exception
@@ -310,7 +308,8 @@ class Tokenizer:
 
     def _decode_piece(self, ids: Sequence[int]) -> str:
         try:
-            return self.backend.decode(list(ids), skip_special_tokens=False)
+            text: str = guarded(self.backend.decode, list(ids), skip_special_tokens=False)
+            return text
         except Exception as error:  # the backend raises plain Exception
             raise InputError(
                 f"the tokenizer cannot decode the ids {list(ids[:8])}...: {error}"
@@ -357,13 +356,22 @@ class Tokenizer:
     @cached_property
     def special_token_ids(self) -> list[int]:
         """Ids of all special tokens but the mask, in order: those that the tokenizer makes special,
-        and those of BERT's and ESM's usual names ([unused1], <null_1>)."""
-        usual = {
-            i
-            for name, i in self.backend.get_vocab(with_added_tokens=True).items()
-            if SPECIAL.fullmatch(name)
-        }
-        return sorted((self._hidden | usual) - {self.mask_token_id})
+        and those of the usual names ([unused1], <null_1>)."""
+        return sorted((self._hidden | set(self._usual)) - {self.mask_token_id})
+
+    def separates(self, token: int) -> bool:
+        """Whether a token stands between or behind texts that begin with [CLS], as in BERT and ESM.
+
+        A model that writes such a token goes on behind it, be it called ``eos_token`` as well.
+        """
+        found = [self._named_tokens.get(role) for role in ("cls_token", "sep_token")]
+        cls, sep = (None if n is None else self.backend.token_to_id(n) for n in found)
+        return token in (cls, sep) or ([cls], [token]) == (self._prefix, self._suffix)
+
+    @cached_property
+    def _usual(self) -> list[int]:
+        vocabulary = self.backend.get_vocab(with_added_tokens=True)
+        return [i for name, i in vocabulary.items() if names_special_token(name)]
 
     def piece(self, token: int) -> str:
         """How one token looks on its own, special tokens by name; for displays only."""

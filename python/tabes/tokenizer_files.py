@@ -16,10 +16,12 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from tabes._core import CheckpointError
-from tabes.settings_shim import TokenizerSettings, read_tokenizer_settings
-from tabes.text import SPECIAL, Tokenizer
+from tabes import _core
+from tabes._core import CheckpointError, TokenizerSettings, names_special_token
+from tabes.foreign import guarded
+from tabes.text import Tokenizer
 
+_FILES = ("tokenizer.json", "vocab.txt")  # in the order of their authority
 _START_NAMES = ("[CLS]", "<cls>", "[BOS]", "<bos>", "<s>")
 _END_NAMES = ("[SEP]", "<eos>", "[EOS]", "</s>")
 # One token of a SMILES string: a bracketed atom, a two-letter element, the reaction arrow, a ring
@@ -44,22 +46,36 @@ def load_tokenizer(directory: Path, mask_token_id: int | None = None) -> Tokeniz
 
     Raises CheckpointError for files that are there but cannot be used.
     """
-    tokenizer_file, vocabulary_file = directory / "tokenizer.json", directory / "vocab.txt"
-    settings = read_tokenizer_settings(directory)
-    if tokenizer_file.is_file():
-        path, backend = tokenizer_file, _from_tokenizer_json(tokenizer_file)
-        _patch_normalizer(backend, settings)
-    elif vocabulary_file.is_file():
-        path, backend = vocabulary_file, _from_vocabulary(vocabulary_file, settings)
-    else:
+    settings = _core.read_tokenizer_settings(str(directory))
+    path = next((p for p in (directory / name for name in _FILES) if p.is_file()), None)
+    if path is None:
         return None
-    backend = _with_added_tokens(backend, path, settings)
+    template = _chat_template(directory, settings)
+    try:
+        tokenizer: Tokenizer = guarded(_build, path, settings, mask_token_id, template)
+        return tokenizer
+    except CheckpointError:
+        raise
+    except Exception as error:  # the backend raises plain Exception
+        raise CheckpointError(
+            f"{path} is not a tokenizer that the installed tokenizers package can read: {error}"
+        ) from error
+
+
+def _build(
+    path: Path, settings: TokenizerSettings, mask_token_id: int | None, template: str | None
+) -> Tokenizer:
+    if path.name == _FILES[0]:
+        backend = Backend.from_str(_read_text(path))
+        _patch_normalizer(backend, settings)
+    else:
+        backend = _from_vocabulary(path, settings)
     return Tokenizer(
-        backend,
+        _with_added_tokens(backend, path, settings),
         mask_token_id=mask_token_id,
         named_tokens=settings.named_tokens,
         special_tokens=settings.additional_special_tokens,
-        chat_template=_chat_template(directory, settings),
+        chat_template=template,
     )
 
 
@@ -78,17 +94,6 @@ def _read_text(path: Path) -> str:
 def _chat_template(directory: Path, settings: TokenizerSettings) -> str | None:
     path = directory / "chat_template.jinja"
     return _read_text(path) if path.is_file() else settings.chat_template
-
-
-def _from_tokenizer_json(path: Path) -> Backend:
-    try:
-        return Backend.from_str(_read_text(path))
-    except CheckpointError:
-        raise
-    except Exception as error:  # the backend raises plain Exception
-        raise CheckpointError(
-            f"{path} is not a tokenizer that the installed tokenizers package can read: {error}"
-        ) from error
 
 
 def _bert_options(settings: TokenizerSettings) -> dict[str, bool]:
@@ -123,7 +128,7 @@ def _from_vocabulary(path: Path, settings: TokenizerSettings) -> Backend:
     lines = _read_text(path).removesuffix("\n").split("\n")
     vocabulary = {line.strip() or line: i for i, line in enumerate(lines)}
     names = settings.named_tokens
-    named = [t for t in vocabulary if SPECIAL.fullmatch(t) or t in names.values()]
+    named = [t for t in vocabulary if names_special_token(t) or t in names.values()]
     plain = [token for token in vocabulary if token and token not in set(named)]
     # [unused7] in a text is no token of BERT's, unless the config names it.
     special = [t for t in named if t in names.values() or not t.startswith("[unused")]

@@ -272,3 +272,16 @@ def test_evaluations_fill_the_reply_alone(chat: bool) -> None:
     canvas = task.canvas(model, {"question": QUESTION, "answer": "#### 4"}, "row 1", 4)
     assert canvas.tokens[canvas.start :] == [mask] * 4
     assert mask not in canvas.tokens[: canvas.start]
+
+
+@pytest.mark.case("F02")
+@pytest.mark.parametrize("chat", [True, False], ids=["chat", "plain"])
+def test_a_reply_gets_all_its_steps(chat: bool) -> None:
+    model = scripted_model({QUESTION[:8]: "four"}, marker=None if chat else "?")
+    prompt: Any = [{"role": "user", "content": QUESTION}] if chat else "What is <mask>? [MASK] ?"
+    out = tabes.generate(model, prompt, gen_length=8, steps=8, block_length=4)
+    assert [len(record.position) for record in out.trace] == [1] * 8
+    assert isinstance(out.tokens, torch.Tensor)
+    start = len(out.tokens) - 8
+    assert {p for r in out.trace[:4] for p in r.position.tolist()} == set(range(start, start + 4))
+    assert out.texts == ["four" if chat else f"{prompt}four"]

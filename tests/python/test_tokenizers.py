@@ -18,7 +18,11 @@ from tabes.text import Tokenizer
 from tabes.tokenizer_files import load_tokenizer
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
-from transformers import BertTokenizer, EsmTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    BertTokenizer,
+    EsmTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 TEXTS = [
     "",
@@ -362,6 +366,15 @@ def test_tokenizers_without_a_fast_form(esm: EsmTokenizer) -> None:
     with pytest.raises(InputError, match="spells the mask token"):
         ours.encode_prompt("MK<mask>", 2)
     assert "EsmTokenizer, 33 tokens, mask '<mask>' = 32" in repr(ours)
+
+
+@pytest.mark.case("F10")
+def test_the_mask_among_several_names() -> None:
+    names = ["[UNK]", "[MASK]", "he"]
+    backend = Backend(models.WordLevel({n: i for i, n in enumerate(names)}, unk_token="[UNK]"))
+    assert Tokenizer.adapt(backend).mask_token == "[MASK]"
+    backend.add_special_tokens(["<|mdm_mask|>"])
+    assert Tokenizer.adapt(backend).mask_token == "<|mdm_mask|>"
 
 
 def test_fast_tokenizers_of_transformers(tmp_path: Path) -> None:

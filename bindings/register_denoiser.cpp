@@ -1,7 +1,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
-#include "bindings.h"
+#include "records.h"
 #include "tabes/checkpoint.h"
 #include "tabes/denoiser.h"
 #include "tabes/error.h"
@@ -75,26 +75,48 @@ ModuleFunction module_function(PythonFunction function) {
 }  // namespace
 
 void register_denoiser(py::module_& m) {
-  py::class_<ModelInfo>(m, "ModelInfo", "What a model is; see tabes.Model.info.")
-      .def_readonly("family", &ModelInfo::family)
-      .def_readonly("vocab_size", &ModelInfo::vocab_size)
-      .def_readonly("hidden_size", &ModelInfo::hidden_size)
-      .def_readonly("num_layers", &ModelInfo::num_layers)
-      .def_readonly("max_length", &ModelInfo::max_length)
-      .def_readonly("parameters", &ModelInfo::parameters)
-      .def_readonly("mask_token_id", &ModelInfo::mask_token_id)
-      .def_readonly("eos_token_ids", &ModelInfo::eos_token_ids)
-      .def_property_readonly("eos_token_id",
-                             [](const ModelInfo& i) {
-                               return i.eos_token_ids.empty()
-                                          ? std::nullopt
-                                          : std::optional<int64_t>(i.eos_token_ids.front());
-                             })
-      .def_readonly("bos_token_id", &ModelInfo::bos_token_id)
-      .def_readonly("pad_token_id", &ModelInfo::pad_token_id)
-      .def_readonly("special_token_ids", &ModelInfo::special_token_ids)
-      .def_property_readonly("device", [](const ModelInfo& i) { return i.device.str(); })
-      .def_property_readonly("dtype", [](const ModelInfo& i) { return dtype_name(i.dtype); });
+  py::class_<ModelInfo> info(m, "ModelInfo", "What a model is: `tabes.Model.info`.");
+  def_fields(
+      info,
+      Field{"family", &ModelInfo::family,
+            "The architecture: \"llada\", \"bert\", or the wrapped class."},
+      Field{"vocab_size", &ModelInfo::vocab_size, "Width of the logits, V."},
+      Field{"hidden_size", &ModelInfo::hidden_size, "Width of the input embeddings, D."},
+      Field{"num_layers", &ModelInfo::num_layers, "Transformer layers."},
+      Field{"max_length", &ModelInfo::max_length,
+            "The longest sequence that the model was made for, in tokens."},
+      Field{"parameters", &ModelInfo::parameters, "Number of weights."},
+      Field{"mask_token_id", &ModelInfo::mask_token_id, "The token of positions to fill."},
+      Field{"eos_token_ids", &ModelInfo::eos_token_ids, "Tokens that end a text; may be empty."},
+      Field{"bos_token_id", &ModelInfo::bos_token_id, "The token that begins a text, or None."},
+      Field{"pad_token_id", &ModelInfo::pad_token_id, "The padding token, or None."},
+      Field{"special_token_ids", &ModelInfo::special_token_ids,
+            "Tokens that are no part of a text, which are not written unless they are allowed."});
+  info.def_property_readonly(
+          "eos_token_id",
+          [](const ModelInfo& i) {
+            return i.eos_token_ids.empty() ? std::nullopt
+                                           : std::optional<int64_t>(i.eos_token_ids.front());
+          },
+          "The first of `eos_token_ids`, or None.")
+      .def_property_readonly(
+          "device", [](const ModelInfo& i) { return i.device.str(); },
+          "Where the weights are, as \"cpu\" or \"cuda:0\".")
+      .def_property_readonly(
+          "dtype", [](const ModelInfo& i) { return dtype_name(i.dtype); },
+          "Of weights and computation, as \"float32\".")
+      .def("__repr__", [](const ModelInfo& i) {
+        return "ModelInfo(" + i.family + ", " + std::to_string(i.parameters) + " parameters, " +
+               std::to_string(i.num_layers) + " layers, vocabulary " +
+               std::to_string(i.vocab_size) + ", mask " + std::to_string(i.mask_token_id) +
+               ", at most " + std::to_string(i.max_length) + " tokens, " + dtype_name(i.dtype) +
+               " on " + i.device.str() + ")";
+      });
+  def_pickle(info, &ModelInfo::family, &ModelInfo::vocab_size, &ModelInfo::hidden_size,
+             &ModelInfo::num_layers, &ModelInfo::max_length, &ModelInfo::parameters,
+             &ModelInfo::mask_token_id, &ModelInfo::eos_token_ids, &ModelInfo::bos_token_id,
+             &ModelInfo::pad_token_id, &ModelInfo::special_token_ids, &ModelInfo::logit_shift,
+             &ModelInfo::device, &ModelInfo::dtype);
 
   py::class_<Denoiser, std::shared_ptr<Denoiser>>(m, "Denoiser", "A frozen model.")
       .def_property_readonly("info", &Denoiser::info)

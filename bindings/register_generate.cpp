@@ -1,6 +1,6 @@
 #include <pybind11/stl.h>
 
-#include "bindings.h"
+#include "records.h"
 #include "tabes/generate.h"
 
 namespace tabes::python {
@@ -18,33 +18,68 @@ StepCallback step_callback(const py::object& callable) {
   };
 }
 
+int64_t entries(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.numel() : 0;
+}
+
 }  // namespace
 
 void register_generate(py::module_& m) {
-  py::class_<StepRecord>(m, "StepRecord", "What one step did; see the C++ header generate.h.")
-      .def_readonly("step", &StepRecord::step)
-      .def_readonly("steps", &StepRecord::steps)
-      .def_readonly("masked", &StepRecord::masked)
-      .def_readonly("eligible", &StepRecord::eligible)
-      .def_readonly("scored", &StepRecord::scored)
-      .def_readonly("sequence", &StepRecord::sequence)
-      .def_readonly("position", &StepRecord::position)
-      .def_readonly("token", &StepRecord::token)
-      .def_readonly("confidence", &StepRecord::confidence)
-      .def_readonly("entropy", &StepRecord::entropy)
-      .def_readonly("score", &StepRecord::score)
-      .def_readonly("influence", &StepRecord::influence)
-      .def_readonly("by_confidence", &StepRecord::by_confidence)
-      .def_readonly("remasked_sequence", &StepRecord::remasked_sequence)
-      .def_readonly("remasked_position", &StepRecord::remasked_position)
-      .def_readonly("guesses", &StepRecord::guesses)
-      .def_readonly("predicted_fall", &StepRecord::predicted_fall)
-      .def_readonly("realised_fall", &StepRecord::realised_fall)
-      .def_readonly("forward_rows", &StepRecord::forward_rows)
-      .def_readonly("backward_rows", &StepRecord::backward_rows)
-      .def_readonly("head_rows", &StepRecord::head_rows)
-      .def_readonly("seconds", &StepRecord::seconds)
-      .def_readonly("model_seconds", &StepRecord::model_seconds);
+  py::class_<StepRecord> record(m, "StepRecord",
+                                "What one step did.\n\n"
+                                "Dimensions: B sequences of the batch, L positions of a sequence, "
+                                "k tokens that were revealed, "
+                                "by\nsequence and position. Tensors are on the CPU.");
+  def_record(
+      record, Field{"step", &StepRecord::step, "Number of the step, from 0."},
+      Field{"steps", &StepRecord::steps, "How many there will be at most."},
+      Field{"masked", &StepRecord::masked,
+            "B numbers: masked positions of every sequence before the step."},
+      Field{"eligible", &StepRecord::eligible,
+            "B numbers: of these, how many could be revealed; the others are in later blocks."},
+      Field{"scored", &StepRecord::scored,
+            "Rows whose influence was computed; without a gradient all that were eligible."},
+      Field{"sequence", &StepRecord::sequence, "int64 [k]: the sequence of each revealed token."},
+      Field{"position", &StepRecord::position, "int64 [k]: its position there."},
+      Field{"token", &StepRecord::token, "int64 [k]: the token."},
+      Field{"confidence", &StepRecord::confidence, "float64 [k]: its probability."},
+      Field{"entropy", &StepRecord::entropy,
+            "float64 [k], nats: entropy of the prediction that it was taken from."},
+      Field{"score", &StepRecord::score, "float64 [k]: what the policy gave it."},
+      Field{"influence", &StepRecord::influence,
+            "float64 [k], nats: its token influence score, NaN where it was not computed."},
+      Field{"by_confidence", &StepRecord::by_confidence,
+            "bool [k]: whether confidence alone would have revealed it as well."},
+      Field{"remasked_sequence", &StepRecord::remasked_sequence,
+            "int64 [m]: sequences of the positions that the step masked again."},
+      Field{"remasked_position", &StepRecord::remasked_position, "int64 [m]: those positions."},
+      Field{"guesses", &StepRecord::guesses,
+            "B tensors int64 [L]: what would be written now at positions that stay masked, -1 at "
+            "all\nothers; an empty list without a callback."},
+      Field{"predicted_fall", &StepRecord::predicted_fall,
+            "B numbers, nats: the influence of the revealed rows together; NaN: not steered."},
+      Field{"realised_fall", &StepRecord::realised_fall,
+            "B numbers, nats: how far the probes' summed entropy fell by the next step's forward "
+            "pass;\nNaN: not steered, or there is none yet."},
+      Field{"forward_rows", &StepRecord::forward_rows,
+            "Token rows through the model, all passes counted."},
+      Field{"backward_rows", &StepRecord::backward_rows, "Token rows through its adjoint."},
+      Field{"head_rows", &StepRecord::head_rows, "Token rows through the vocabulary projection."},
+      Field{"seconds", &StepRecord::seconds, "Wall-clock time of the step."},
+      Field{
+          "model_seconds", &StepRecord::model_seconds,
+          "Of it, seconds inside the model and its statistics; NaN where the host does not see."});
+  record.def("__repr__", [](const StepRecord& r) {
+    std::string text = "StepRecord(step " + std::to_string(r.step + 1) + " of " +
+                       std::to_string(r.steps) + ": " + std::to_string(entries(r.position)) +
+                       " revealed";
+    if (entries(r.remasked_position) > 0) {
+      text += ", " + std::to_string(entries(r.remasked_position)) + " masked again";
+    }
+    text += ", " + std::to_string(r.forward_rows) + " forward";
+    if (r.backward_rows > 0) text += " and " + std::to_string(r.backward_rows) + " backward";
+    return text + " rows)";
+  });
 
   py::class_<GenerateResult>(m, "GenerateResult")
       .def_readonly("tokens", &GenerateResult::tokens)

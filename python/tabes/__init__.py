@@ -44,9 +44,10 @@ if TYPE_CHECKING:
         policy_names,
     )
     from tabes.convert import convert
-    from tabes.generation import GenerateOutput, generate
+    from tabes.generation import generate
     from tabes.influence import influence
     from tabes.model import Model, load
+    from tabes.output import GenerateOutput
     from tabes.policies import make_policy
     from tabes.wrap import wrap
 
@@ -86,7 +87,7 @@ __all__ = [
 _HOMES = {
     "BoE": "tabes._core",
     "Decision": "tabes._core",
-    "GenerateOutput": "tabes.generation",
+    "GenerateOutput": "tabes.output",
     "Influence": "tabes._core",
     "Model": "tabes.model",
     "ModelInfo": "tabes._core",

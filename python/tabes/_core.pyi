@@ -15,34 +15,63 @@ version: str
 built_for_torch: str
 
 class ModelInfo:
+    """What a model is: `tabes.Model.info`."""
+
     @property
-    def family(self) -> str: ...
+    def family(self) -> str:
+        """The architecture: "llada", "bert", or the wrapped class."""
+
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Width of the logits, V."""
+
     @property
-    def hidden_size(self) -> int: ...
+    def hidden_size(self) -> int:
+        """Width of the input embeddings, D."""
+
     @property
-    def num_layers(self) -> int: ...
+    def num_layers(self) -> int:
+        """Transformer layers."""
+
     @property
-    def max_length(self) -> int: ...
+    def max_length(self) -> int:
+        """The longest sequence that the model was made for, in tokens."""
+
     @property
-    def parameters(self) -> int: ...
+    def parameters(self) -> int:
+        """Number of weights."""
+
     @property
-    def mask_token_id(self) -> int: ...
+    def mask_token_id(self) -> int:
+        """The token of positions to fill."""
+
     @property
-    def eos_token_ids(self) -> list[int]: ...
+    def eos_token_ids(self) -> list[int]:
+        """Tokens that end a text; may be empty."""
+
     @property
-    def eos_token_id(self) -> int | None: ...
+    def eos_token_id(self) -> int | None:
+        """The first of `eos_token_ids`, or None."""
+
     @property
-    def bos_token_id(self) -> int | None: ...
+    def bos_token_id(self) -> int | None:
+        """The token that begins a text, or None."""
+
     @property
-    def pad_token_id(self) -> int | None: ...
+    def pad_token_id(self) -> int | None:
+        """The padding token, or None."""
+
     @property
-    def special_token_ids(self) -> list[int]: ...
+    def special_token_ids(self) -> list[int]:
+        """Tokens that are no part of a text, which are not written unless they are allowed."""
+
     @property
-    def device(self) -> str: ...
+    def device(self) -> str:
+        """Where the weights are, as "cpu" or "cuda:0"."""
+
     @property
-    def dtype(self) -> str: ...
+    def dtype(self) -> str:
+        """Of weights and computation, as "float32"."""
 
 class Denoiser:
     @property
@@ -521,52 +550,105 @@ def make_policy(notation: str, text: str = "", settings: dict[str, Any] = ...) -
 def policy_names() -> list[str]: ...
 
 class StepRecord:
+    """What one step did.
+
+    Dimensions: B sequences of the batch, L positions of a sequence, k tokens that were revealed, by
+    sequence and position. Tensors are on the CPU.
+    """
+
     @property
-    def step(self) -> int: ...
+    def step(self) -> int:
+        """Number of the step, from 0."""
+
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int:
+        """How many there will be at most."""
+
     @property
-    def masked(self) -> list[int]: ...
+    def masked(self) -> list[int]:
+        """B numbers: masked positions of every sequence before the step."""
+
     @property
-    def eligible(self) -> list[int]: ...
+    def eligible(self) -> list[int]:
+        """B numbers: of these, how many could be revealed; the others are in later blocks."""
+
     @property
-    def scored(self) -> int: ...
+    def scored(self) -> int:
+        """Rows whose influence was computed; without a gradient all that were eligible."""
+
     @property
-    def sequence(self) -> torch.Tensor: ...
+    def sequence(self) -> torch.Tensor:
+        """int64 [k]: the sequence of each revealed token."""
+
     @property
-    def position(self) -> torch.Tensor: ...
+    def position(self) -> torch.Tensor:
+        """int64 [k]: its position there."""
+
     @property
-    def token(self) -> torch.Tensor: ...
+    def token(self) -> torch.Tensor:
+        """int64 [k]: the token."""
+
     @property
-    def confidence(self) -> torch.Tensor: ...
+    def confidence(self) -> torch.Tensor:
+        """float64 [k]: its probability."""
+
     @property
-    def entropy(self) -> torch.Tensor: ...
+    def entropy(self) -> torch.Tensor:
+        """float64 [k], nats: entropy of the prediction that it was taken from."""
+
     @property
-    def score(self) -> torch.Tensor: ...
+    def score(self) -> torch.Tensor:
+        """float64 [k]: what the policy gave it."""
+
     @property
-    def influence(self) -> torch.Tensor: ...
+    def influence(self) -> torch.Tensor:
+        """float64 [k], nats: its token influence score, NaN where it was not computed."""
+
     @property
-    def by_confidence(self) -> torch.Tensor: ...
+    def by_confidence(self) -> torch.Tensor:
+        """bool [k]: whether confidence alone would have revealed it as well."""
+
     @property
-    def remasked_sequence(self) -> torch.Tensor: ...
+    def remasked_sequence(self) -> torch.Tensor:
+        """int64 [m]: sequences of the positions that the step masked again."""
+
     @property
-    def remasked_position(self) -> torch.Tensor: ...
+    def remasked_position(self) -> torch.Tensor:
+        """int64 [m]: those positions."""
+
     @property
-    def guesses(self) -> list[torch.Tensor]: ...
+    def guesses(self) -> list[torch.Tensor]:
+        """B tensors int64 [L]: what would be written now at positions that stay masked, -1 at all
+        others; an empty list without a callback."""
+
     @property
-    def predicted_fall(self) -> list[float]: ...
+    def predicted_fall(self) -> list[float]:
+        """B numbers, nats: the influence of the revealed rows together; NaN: not steered."""
+
     @property
-    def realised_fall(self) -> list[float]: ...
+    def realised_fall(self) -> list[float]:
+        """B numbers, nats: how far the probes' summed entropy fell by the next step's forward pass;
+        NaN: not steered, or there is none yet."""
+
     @property
-    def forward_rows(self) -> int: ...
+    def forward_rows(self) -> int:
+        """Token rows through the model, all passes counted."""
+
     @property
-    def backward_rows(self) -> int: ...
+    def backward_rows(self) -> int:
+        """Token rows through its adjoint."""
+
     @property
-    def head_rows(self) -> int: ...
+    def head_rows(self) -> int:
+        """Token rows through the vocabulary projection."""
+
     @property
-    def seconds(self) -> float: ...
+    def seconds(self) -> float:
+        """Wall-clock time of the step."""
+
     @property
-    def model_seconds(self) -> float: ...
+    def model_seconds(self) -> float:
+        """Of it, seconds inside the model and its statistics; NaN where the host does not see."""
 
 class GenerateOptions:
     def __init__(self) -> None: ...

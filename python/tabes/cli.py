@@ -24,9 +24,10 @@ from tabes.canvas import Bar, Canvas, Silence, View
 from tabes.command_line import add_model_options
 from tabes.figure_file import check_figure
 from tabes.files import check_writable
-from tabes.generation import GenerateOutput, generate
+from tabes.generation import generate
 from tabes.inputs import Prompts
 from tabes.model import Model, load
+from tabes.output import GenerateOutput
 from tabes.text import MASK_LITERAL
 
 # The molecules that the bundled model learned from: tokens without frame, mean and deviation.

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypedDict, overload
 
 import torch
+from typing_extensions import Unpack
 
 from tabes import _core
 from tabes._core import Error, InputError, Policy, StepRecord
 from tabes.arguments import flag, integer, integers, number, optional_integer
+from tabes.chat import Message
 from tabes.inputs import Batch, Prompts, prepare, token_ids
 from tabes.model import Model
+from tabes.output import GenerateOutput
 from tabes.policies import make_policy
 
 Callback = Callable[[StepRecord, list[torch.Tensor]], bool | None]
@@ -26,27 +27,6 @@ _ALIASES = {
     "alg": "policy",
     "remasking": "policy",
 }
-_CANONICAL = (
-    "steps",
-    "gen_length",
-    "block_length",
-    "refresh_every",
-    "policy",
-    "temperature",
-    "top_p",
-    "top_k",
-    "cfg_scale",
-    "seed",
-    "sequence_ids",
-    "forbidden",
-    "allow_special",
-    "logits_eos_inf",
-    "confidence_eos_eot_inf",
-    "on_device",
-    "cuda_graphs",
-    "callback",
-    "attention_mask",
-)
 # Arguments of other decoders that have no counterpart here, and what to do instead.
 _HINTS = {
     "mask_id": "the mask token belongs to the model: tabes.load(..., mask_token_id=...)",
@@ -63,88 +43,44 @@ class _Unset(str):
 _CONFIDENCE = _Unset("confidence")
 
 
-@dataclass(frozen=True)
-class GenerateOutput:
-    """What `generate` returns. B sequences, L tokens each, prompt included.
+class GenerateArguments(TypedDict, total=False):
+    """The keyword arguments of `generate`, for type checkers; its help says what they mean."""
 
-    Attributes:
-        tokens: int64, nested as the input was: [L] for one sequence, [B, L] for a batch of equal
-            lengths, else a list of B tensors [L_b]; without what `attention_mask` took out.
-        texts: B strings, None if the checkpoint has no usable tokenizer. Special tokens of the
-            prompt are left out and what the model wrote from its end token on is cut (in the texts
-            only); any other token that it wrote is shown. For chat messages the reply alone, else
-            prompt and completion.
-        trace: one record for every step.
-        forward_equivalents: cost in forward passes over the whole batch: forward and backward
-            rows divided by the tokens of the batch.
-        finished: False if the callback stopped the run; masks are then left in `tokens`.
-        seconds: wall-clock time of the loop.
-        forward_rows: token rows that went through the model.
-        backward_rows: token rows that went through its adjoint.
-        head_rows: token rows that went through the vocabulary projection.
-        replayed_passes: passes that were replayed as CUDA graphs.
-    """
-
-    tokens: torch.Tensor | list[torch.Tensor]
-    texts: list[str] | None
-    trace: list[StepRecord]
-    forward_equivalents: float
-    finished: bool
-    seconds: float
-    forward_rows: int
-    backward_rows: int
-    head_rows: int
-    replayed_passes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as lists, dicts and numbers for ``json.dumps``; NaN and infinity as None."""
-        tokens = self.tokens
-        return {
-            "tokens": [t.tolist() for t in tokens] if isinstance(tokens, list) else tokens.tolist(),
-            "texts": self.texts,
-            "finished": self.finished,
-            "forward_equivalents": self.forward_equivalents,
-            "forward_rows": self.forward_rows,
-            "backward_rows": self.backward_rows,
-            "head_rows": self.head_rows,
-            "replayed_passes": self.replayed_passes,
-            "seconds": self.seconds,
-            "trace": [_record_to_dict(record) for record in self.trace],
-        }
+    steps: int
+    gen_length: int | None
+    block_length: int | None
+    refresh_every: int
+    policy: str | Policy
+    temperature: float
+    top_p: float
+    top_k: int
+    cfg_scale: float
+    seed: int
+    sequence_ids: Iterable[int]
+    forbidden: Iterable[int | str]
+    allow_special: bool
+    logits_eos_inf: bool
+    confidence_eos_eot_inf: bool
+    on_device: bool | None
+    cuda_graphs: bool
+    callback: Callback | None
+    attention_mask: Any
+    max_new_tokens: int | None
+    block_size: int | None
+    alg: str | Policy | None
+    remasking: str | Policy | None
 
 
-def _record_to_dict(record: StepRecord) -> dict[str, Any]:
-    return {
-        "step": record.step,
-        "steps": record.steps,
-        "masked": list(record.masked),
-        "eligible": list(record.eligible),
-        "scored": record.scored,
-        "sequence": record.sequence.tolist(),
-        "position": record.position.tolist(),
-        "token": record.token.tolist(),
-        "confidence": _finite(record.confidence),
-        "entropy": _finite(record.entropy),
-        "score": _finite(record.score),
-        "influence": _finite(record.influence),
-        "by_confidence": record.by_confidence.tolist(),
-        "remasked_sequence": record.remasked_sequence.tolist(),
-        "remasked_position": record.remasked_position.tolist(),
-        "predicted_fall": _finite(record.predicted_fall),
-        "realised_fall": _finite(record.realised_fall),
-        "forward_rows": record.forward_rows,
-        "backward_rows": record.backward_rows,
-        "head_rows": record.head_rows,
-        "seconds": record.seconds,
-        "model_seconds": None if math.isnan(record.model_seconds) else record.model_seconds,
-    }
-
-
-def _finite(values: torch.Tensor | list[float]) -> list[float | None]:
-    numbers = values.tolist() if isinstance(values, torch.Tensor) else values
-    return [value if math.isfinite(value) else None for value in numbers]
-
-
+@overload
+def generate(
+    model: Model,
+    tokens_or_prompt: str | Sequence[str] | Sequence[Message] | Sequence[Sequence[Message]],
+    **arguments: Unpack[GenerateArguments],
+) -> GenerateOutput[list[str]]: ...
+@overload
+def generate(
+    model: Model, tokens_or_prompt: Prompts, **arguments: Unpack[GenerateArguments]
+) -> GenerateOutput: ...
 def generate(
     model: Model,
     tokens_or_prompt: Prompts,
@@ -168,8 +104,12 @@ def generate(
     cuda_graphs: bool = False,
     callback: Callback | None = None,
     attention_mask: Any = None,
-    **aliases: Any,
-) -> GenerateOutput:
+    max_new_tokens: int | None = None,
+    block_size: int | None = None,
+    alg: str | Policy | None = None,
+    remasking: str | Policy | None = None,
+    **unknown: Any,
+) -> GenerateOutput[Any]:
     """Fills the masked positions of one sequence or a batch.
 
     Args:
@@ -217,9 +157,11 @@ def generate(
             return False to stop.
         attention_mask: of padded token ids, in their shape: 1 for a token, 0 for padding in front
             or behind, which is taken out before anything is computed and does not come back.
-        **aliases: names other decoders use: ``max_new_tokens`` (gen_length), ``block_size``
-            (block_length), ``alg`` and ``remasking`` (policy, where "low_confidence" and
-            "maskgit_plus" mean confidence and "topk_margin" margin).
+        max_new_tokens: other decoders' name of gen_length.
+        block_size: other decoders' name of block_length.
+        alg: other decoders' name of policy; so is `remasking`. "low_confidence" and "maskgit_plus"
+            mean confidence, "topk_margin" margin and "eb" entropy_bound.
+        remasking: see `alg`.
 
     Raises:
         InputError: an argument is unknown or out of range, the prompt is too long for the model, or
@@ -229,8 +171,16 @@ def generate(
     """
     if not isinstance(model, Model):
         raise InputError(f"model is a {type(model).__name__}: pass what tabes.load returns")
+    for name in unknown:
+        raise InputError(_unknown(name))
     given = _resolve_aliases(
-        {"gen_length": gen_length, "block_length": block_length, "policy": policy}, aliases
+        {"gen_length": gen_length, "block_length": block_length, "policy": policy},
+        {
+            "max_new_tokens": max_new_tokens,
+            "block_size": block_size,
+            "alg": alg,
+            "remasking": remasking,
+        },
     )
     length = optional_integer(given["gen_length"], "gen_length")
 
@@ -308,9 +258,9 @@ def _resolve_aliases(given: dict[str, Any], aliases: dict[str, Any]) -> dict[str
         if value is not None and not isinstance(value, _Unset)
     }
     for name, value in aliases.items():
-        canonical = _ALIASES.get(name)
-        if canonical is None:
-            raise InputError(_unknown(name))
+        if value is None:
+            continue
+        canonical = _ALIASES[name]
         if canonical in source:
             raise InputError(f"{source[canonical]} and {name} mean the same: give one of them")
         source[canonical] = name
@@ -322,10 +272,11 @@ def _unknown(name: str) -> str:
     message = f"generate has no argument {name!r}"
     if name in _HINTS:
         return f"{message}: {_HINTS[name]}"
-    nearest = difflib.get_close_matches(name, [*_CANONICAL, *_ALIASES], n=1, cutoff=0.5)
+    known = list(GenerateArguments.__annotations__)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if nearest:
         return f"{message}: did you mean {nearest[0]!r}?"
-    return f"{message}; it takes {', '.join(_CANONICAL)}"
+    return f"{message}; it takes {', '.join(n for n in known if n not in _ALIASES)}"
 
 
 def _policy(value: Any) -> Policy:

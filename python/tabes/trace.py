@@ -36,8 +36,8 @@ from tabes.files import check_writable, read_text
 
 if TYPE_CHECKING:
     from tabes._core import Policy
-    from tabes.generation import GenerateOutput
     from tabes.model import Model
+    from tabes.output import GenerateOutput
 
 FORMAT = "tabes-trace"
 VERSION = 1
@@ -69,9 +69,10 @@ class Step:
     Attributes:
         number: counts from 0, over the whole batch.
         masked: masks before the step.
-        reveals: by position, at least one.
+        reveals: by position; none in a step that only masked again.
         predicted_fall: of the probes' summed entropy in nats; NaN if the step was not steered.
         realised_fall: what the next step's forward pass showed of it; NaN if unknown.
+        remasked: positions that the step masked again.
     """
 
     number: int
@@ -79,16 +80,24 @@ class Step:
     reveals: tuple[Reveal, ...]
     predicted_fall: float
     realised_fall: float
+    remasked: tuple[int, ...] = ()
 
     @property
     def mean_entropy(self) -> float:
-        """Of the revealed tokens, in nats."""
+        """Of the revealed tokens, in nats; NaN of none."""
+        if not self.reveals:
+            return _NAN
         return sum(r.entropy for r in self.reveals) / len(self.reveals)
+
+    @property
+    def left(self) -> int:
+        """Masks after the step."""
+        return self.masked - len(self.reveals) + len(self.remasked)
 
 
 @dataclass(frozen=True)
 class Decode:
-    """One sequence of a trace, with the steps that revealed something in it.
+    """One sequence of a trace, with the steps that changed something in it.
 
     Attributes:
         model, policy: their names.
@@ -121,6 +130,8 @@ class Decode:
         """The tokens after the last step."""
         tokens = list(self.initial)
         for step in self.steps:
+            for position in step.remasked:
+                tokens[position] = self.mask_token_id
             for reveal in step.reveals:
                 tokens[reveal.position] = reveal.token
         return tokens
@@ -273,7 +284,7 @@ def read(path: str | os.PathLike[str]) -> list[Decode]:
     steps: list[list[Step]] = [[] for _ in initial]
     left = [{p for p, token in enumerate(row) if token == mask} for row in initial]
     for record in root["trace"].items():
-        for sequence, step in _read_record(record, initial, left).items():
+        for sequence, step in _read_record(record, initial, mask, left).items():
             steps[sequence].append(step)
     pieces = {} if root["pieces"].value is None else _read_pieces(root["pieces"])
     return [
@@ -293,9 +304,9 @@ def read(path: str | os.PathLike[str]) -> list[Decode]:
 
 
 def _read_record(
-    record: _Node, initial: list[tuple[int, ...]], left: list[set[int]]
+    record: _Node, initial: list[tuple[int, ...]], mask: int, left: list[set[int]]
 ) -> dict[int, Step]:
-    """The step of every sequence in which `record` reveals something; takes those from `left`."""
+    """The step of every sequence that `record` changes; keeps `left`, the masks of each."""
     batch = len(initial)
     number = record["step"].integer()
     masked = [n.integer() for n in record["masked"].items(batch, "initial")]
@@ -306,6 +317,7 @@ def _read_record(
     def column(name: str) -> list[_Node]:
         return record[name].items(len(sequences), record["sequence"].place)
 
+    again = _read_remasked(record, initial, mask, left)
     rows: dict[int, list[Reveal]] = {}
     for s, p, token, confidence, entropy, influence, by_confidence in zip(
         sequences,
@@ -332,10 +344,38 @@ def _read_record(
                 by_confidence=by_confidence.flag(),
             )
         )
+    for sequence, positions in again.items():
+        left[sequence].update(positions)
     return {
-        b: Step(number, masked[b], tuple(reveals), predicted[b], realised[b])
-        for b, reveals in rows.items()
+        b: Step(
+            number,
+            masked[b],
+            tuple(rows.get(b, ())),
+            predicted[b],
+            realised[b],
+            tuple(again.get(b, ())),
+        )
+        for b in sorted(rows.keys() | again.keys())
     }
+
+
+def _read_remasked(
+    record: _Node, initial: list[tuple[int, ...]], mask: int, left: list[set[int]]
+) -> dict[int, list[int]]:
+    """Positions that `record` masks again, by sequence: of those that earlier steps revealed."""
+    sequences = record["remasked_sequence"].items()
+    positions = record["remasked_position"].items(len(sequences), record["remasked_sequence"].place)
+    again: dict[int, list[int]] = {}
+    seen = set()
+    for s, p in zip(sequences, positions, strict=True):
+        sequence = s.integer(len(initial))
+        position = p.integer(len(initial[sequence]))
+        revealed = initial[sequence][position] == mask and position not in left[sequence]
+        if not revealed or (sequence, position) in seen:
+            p.fail(f"is {position}, which is no revealed token of sequence {sequence} at this step")
+        seen.add((sequence, position))
+        again.setdefault(sequence, []).append(position)
+    return again
 
 
 def _read_pieces(node: _Node) -> dict[int, str]:
@@ -366,7 +406,8 @@ def draw(decode: Decode, path: str | os.PathLike[str]) -> None:
     """Draws a decode: when which position was revealed, at what entropy, and what the gradient
     predicted.
 
-    In an SVG the cell of a revealed position p is the element ``reveal-p``.
+    In an SVG the cell of a revealed position p is the element ``reveal-p``, and where p was masked
+    again and revealed for the n-th time ``reveal-p-n``.
 
     Args:
         decode: from `read`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -61,21 +62,31 @@ def _draw_order(figure: Figure, axes: Axes, decode: Decode) -> None:
     given = [-0.5 if t != decode.mask_token_id else count - 0.5 for t in decode.initial]
     written = list(given)
     for row, step in enumerate(decode.steps):
+        for position in step.remasked:
+            height = row - 0.5 - written[position]
+            corner = (position - 0.5, written[position])
+            axes.add_patch(Rectangle(corner, 1, height, facecolor="0.95", linewidth=0, zorder=0))
+            written[position] = count - 0.5
         for reveal in step.reveals:
             written[reveal.position] = row + 0.5
     edges = [p - 0.5 for p in range(length + 1)]
     for tops, colour in ((written, "0.95"), (given, "0.88")):
         axes.stairs(tops, edges, baseline=count - 0.5, fill=True, color=colour, zorder=0)
+    times: Counter[int] = Counter()
     for row, step in enumerate(decode.steps):
         for reveal in step.reveals:
+            times[reveal.position] += 1
+            name = f"{reveal.position}"
+            if times[reveal.position] > 1:  # it was masked again
+                name += f"-{times[reveal.position]}"
             corner = (reveal.position - 0.5, row - 0.5)
             patch = Rectangle(corner, 1, 1, facecolor=cell(reveal.entropy)[0], linewidth=0)
-            patch.set_gid(f"reveal-{reveal.position}")
+            patch.set_gid(f"reveal-{name}")
             axes.add_patch(patch)
             if reveal.against_confidence:
                 inside = (corner[0] + 0.08, corner[1] + 0.08)
                 frame = Rectangle(inside, 0.84, 0.84, fill=False, edgecolor=_AGAINST_COLOUR)
-                frame.set(linewidth=1.5, gid=f"against-{reveal.position}", zorder=2)
+                frame.set(linewidth=1.5, gid=f"against-{name}", zorder=2)
                 axes.add_patch(frame)
             text = decode.label(reveal.token)
             if labelled and cell_len(text) <= 2:
@@ -146,7 +157,7 @@ def _draw_entropy(axes: Axes, decode: Decode) -> None:
     other = axes.twinx()
     (masked,) = other.plot(
         numbers,
-        [step.masked - len(step.reveals) for step in decode.steps],
+        [step.left for step in decode.steps],
         "--",
         color="0.5",
     )

@@ -12,7 +12,7 @@ from rich.text import Text
 from tabes.display import MASK_SYMBOL, confidence_style
 from tabes.trace import Decode, Reveal
 
-_WRITTEN, _AGREED, _AGAINST = "·", "●", "◆"
+_WRITTEN, _AGREED, _AGAINST, _AGAIN = "·", "●", "◆", "○"
 _COLUMNS = f"{'masked':>7}{'entropy':>9}{'predicted':>11}{'realised':>10}"
 
 
@@ -30,16 +30,20 @@ def lines(decode: Decode, width: int) -> list[RenderableType]:
     for step in decode.steps:
         revealed = {reveal.position: reveal for reveal in step.reveals}
         masked -= revealed.keys()
+        masked |= set(step.remasked)
         line = Text(f"{step.number + 1:>{number}} ", no_wrap=True, overflow="crop")
         for first in range(0, len(decode.initial), each):
-            _append_cell(line, range(first, first + each), masked, revealed)
+            _append_cell(line, range(first, first + each), masked, revealed, step.remasked)
         line.pad_right(max(0, number + 1 + columns - cell_len(line.plain)))
         line.append(f"{len(masked):>7}{_fixed(step.mean_entropy):>9}")
         line.append(f"{_fixed(step.predicted_fall):>11}{_fixed(step.realised_fall):>10}")
         out.append(line)
     out.append(Text("".join(map(decode.label, decode.final)), overflow="fold"))
     legend = f"{MASK_SYMBOL} masked  {_WRITTEN} written  {_AGREED} revealed"
-    legend += f"  {_AGAINST} revealed against the order of confidence; entropy and its fall in nats"
+    legend += f"  {_AGAINST} revealed against the order of confidence"
+    if any(step.remasked for step in decode.steps):
+        legend += f"  {_AGAIN} masked again"
+    legend += "; entropy and its fall in nats"
     if each > 1:
         legend += f"; a column is {each} positions"
     out.append(Text(legend, style="dim"))
@@ -47,7 +51,11 @@ def lines(decode: Decode, width: int) -> list[RenderableType]:
 
 
 def _append_cell(
-    line: Text, positions: range, masked: set[int], revealed: Mapping[int, Reveal]
+    line: Text,
+    positions: range,
+    masked: set[int],
+    revealed: Mapping[int, Reveal],
+    remasked: tuple[int, ...],
 ) -> None:
     """One symbol for `positions`: of what is in them, what matters most."""
     here = [revealed[p] for p in positions if p in revealed]
@@ -55,6 +63,8 @@ def _append_cell(
         against = [reveal for reveal in here if reveal.against_confidence]
         shown = (against or here)[0]
         line.append(_AGAINST if against else _AGREED, confidence_style(shown.confidence))
+    elif any(p in remasked for p in positions):
+        line.append(_AGAIN)
     else:
         line.append(MASK_SYMBOL if any(p in masked for p in positions) else _WRITTEN, "dim")
 

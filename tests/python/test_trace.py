@@ -8,9 +8,11 @@ import math
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tabes
+import torch
 from rich.console import Console
 from rich.text import Text
 from tabes import trace
@@ -271,6 +273,148 @@ def test_other_files(
     file.write_bytes(content)
     assert message in complaint(capsys, "trace", file)
     assert "cannot be read" in complaint(capsys, "trace", tmp_path / "none.json")
+
+
+def stops(record: tabes.StepRecord, tokens: list[torch.Tensor]) -> bool:
+    return record.step < 2
+
+
+@pytest.mark.case("R05")
+@pytest.mark.parametrize("policy", tabes.policy_names())
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        dict(block_length=4, temperature=0.9, seed=3),
+        dict(cfg_scale=0.5, callback=stops),
+        dict(refresh_every=2, confidence_eos_eot_inf=True),
+        dict(on_device=True),
+    ],
+    ids=["plain", "blocks", "stopped", "frozen", "device"],
+)
+def test_what_is_saved_is_read_and_drawn(
+    demo_model: tabes.Model, tmp_path: Path, policy: str, how: dict[str, Any]
+) -> None:
+    batch = [[BOS] + [MASK] * 12 + [EOS], [BOS, MASK, 7, MASK, EOS]]
+    made = tabes.make_policy(policy)
+    if "on_device" in how and made.name() not in ON_DEVICE:
+        pytest.skip("this policy decides on the host")
+    out = tabes.generate(demo_model, batch, steps=6, policy=made, **how)
+    file = tmp_path / "t.json"
+    trace.save(file, out, demo_model, made)
+    value = json.loads(file.read_text())
+    assert tabes.make_policy(value["policy"], **value["policy_settings"]) == made
+    decodes = trace.read(file)
+    for b, decode in enumerate(decodes):
+        assert list(decode.initial) == batch[b]
+        assert decode.final == out.tokens[b].tolist()
+        masks = batch[b].count(MASK)
+        for step in decode.steps:
+            assert step.masked == masks == out.trace[step.number].masked[b]
+            masks = step.left
+        assert masks == decode.final.count(MASK)
+        again = sum((r.remasked_sequence == b).sum().item() for r in out.trace)
+        assert sum(len(step.remasked) for step in decode.steps) == again
+        assert "masked again" in plain(decode, 80) if again else "●" in plain(decode, 80)
+
+
+ON_DEVICE = {
+    "random", "confidence", "margin", "entropy", "threshold", "factor", "entropy_bound", "spread",
+    "pc_sampler", "boe",
+}  # fmt: skip
+
+
+@pytest.mark.case("R05")
+def test_a_trace_that_masks_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "t.json"
+    how = ("--steps", 8, "--policy", "remdm_cap", "--set", "eta=0.9", "--trace", file)
+    lines_of(capsys, "generate", "--tokens", TOKENS, *how)
+    (decode,) = trace.read(file)
+    again = [p for step in decode.steps for p in step.remasked]
+    assert again
+    assert json.loads(file.read_text())["policy_settings"] == {"eta": 0.9}
+    printed = "\n".join(lines_of(capsys, "trace", file))
+    assert printed.count("○") - 1 == sum(
+        1 for s in decode.steps for p in s.remasked if p not in {r.position for r in s.reveals}
+    )
+    figure = tmp_path / "t.svg"
+    lines_of(capsys, "trace", file, "--out", figure)
+    names = [e.get("id", "") for e in ET.parse(figure).iter(f"{SVG}g")]
+    drawn = [n.removeprefix("reveal-").split("-") for n in names if n.startswith("reveal-")]
+    assert len({tuple(n) for n in drawn}) == len(drawn) == sum(len(s.reveals) for s in decode.steps)
+    # Each position once for every time it was revealed: once, and again after each masking.
+    times = {p: sum(int(n[0]) == p for n in drawn) for p in range(1, 13)}
+    assert times == {p: 1 + again.count(p) for p in range(1, 13)}
+
+
+@pytest.mark.case("R05")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r["remasked_position"].pop(), "remasked_position has"),
+        (lambda r: r["remasked_position"].__setitem__(0, 0), "is no revealed token of sequence 0"),
+        (lambda r: r["remasked_sequence"].__setitem__(0, 1), "an integer below 1"),
+        (
+            lambda r: [r[k].append(r[k][0]) for k in ("remasked_sequence", "remasked_position")],
+            "which is no revealed token",
+        ),
+        (lambda r: r.pop("remasked_sequence"), "has no member 'remasked_sequence'"),
+    ],
+)
+def test_damaged_maskings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, message: str
+) -> None:
+    file = tmp_path / "t.json"
+    how = ("--steps", 8, "--policy", "remdm_cap", "--set", "eta=0.9", "--trace", file)
+    lines_of(capsys, "generate", "--tokens", TOKENS, *how)
+    value = json.loads(file.read_text())
+    change(next(r for r in value["trace"] if r["remasked_position"]))
+    file.write_text(json.dumps(value))
+    assert message in complaint(capsys, "trace", file)
+
+
+class Waits(tabes.Policy):
+    """Reveals nothing for two steps."""
+
+    def pace(self) -> str:
+        return "timed"
+
+    def settings(self) -> dict[str, Any]:
+        return {"steps": 2, "why": "test"}
+
+    def decide(self, context: tabes.StepContext) -> tabes.Decision:
+        count = [0 if context.step[0] < 2 else len(context.rows)]
+        return tabes.Decision(context.predictions.confidence, count)
+
+
+@pytest.mark.case("R05", "N12")
+def test_steps_that_do_nothing_and_models_without_a_folder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    table = torch.randn(12, 6)
+    wrapped = tabes.wrap(
+        lambda inputs_embeds: torch.tanh(inputs_embeds.cumsum(1)) @ table.T,
+        mask_token_id=3,
+        embedding_table=table,
+    )
+    out = tabes.generate(wrapped, [5, 3, 3, 3, 6], steps=4, policy=Waits())
+    assert [len(r.position) for r in out.trace] == [0, 0, 3]
+    trace.save(tmp_path / "t.json", out, wrapped, Waits())
+    value = json.loads((tmp_path / "t.json").read_text())
+    assert value["policy_settings"] == {"steps": 2, "why": "test"}
+    assert value["pieces"] is None
+    (decode,) = trace.read(tmp_path / "t.json")
+    assert [step.number for step in decode.steps] == [2]
+    assert decode.final == out.tokens.tolist()
+    assert str(decode.final[1]) in plain(decode, 80)
+    trace.draw(decode, tmp_path / "t.svg")
+
+
+@pytest.mark.case("N11")
+def test_a_trace_names_a_policy_in_any_notation(demo_model: tabes.Model, tmp_path: Path) -> None:
+    out = tabes.generate(demo_model, [BOS, MASK, MASK, EOS], policy="eb(gamma=0.5)")
+    trace.save(tmp_path / "t.json", out, demo_model, "eb(gamma=0.5)")
+    value = json.loads((tmp_path / "t.json").read_text())
+    assert (value["policy"], value["policy_settings"]) == ("entropy_bound", {"gamma": 0.5})
 
 
 # --- Drawings --------------------------------------------------------------------------------

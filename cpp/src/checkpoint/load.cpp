@@ -17,6 +17,7 @@
 #include "checkpoint/special_tokens.h"
 #include "checkpoint/tensor_read.h"
 #include "checkpoint/tensor_store.h"
+#include "forked.h"
 #include "messages.h"
 #include "model/device.h"
 #include "out_of_memory.h"
@@ -86,6 +87,7 @@ std::shared_ptr<const Denoiser> load_folder(const std::string& folder, const Loa
 
 std::shared_ptr<const Denoiser> load(const std::string& directory, const LoadOptions& options) {
   check_device(options.device);
+  enter(options.device);
   // Weights made under a caller's inference mode could never be part of a gradient computation.
   const c10::InferenceMode inference(false);
   const at::NoGradGuard no_grad;

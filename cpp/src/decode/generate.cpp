@@ -6,6 +6,7 @@
 #include "batch/rows.h"
 #include "decode/device_loop.h"
 #include "decode/loop.h"
+#include "forked.h"
 #include "messages.h"
 #include "out_of_memory.h"
 #include "plain_dispatch.h"
@@ -21,6 +22,7 @@ constexpr int64_t kReplayBucket = 32;
 
 GenerateResult generate(const Denoiser& model, const std::vector<at::Tensor>& sequences,
                         const GenerateOptions& options) {
+  enter(model.info().device);
   Decode decode(model, sequences, options);
   const std::string why_not = decode.bound_to_host();
   if (options.on_device.value_or(false) && !why_not.empty()) {
@@ -54,6 +56,7 @@ at::Tensor with_masks(const Denoiser& model, const at::Tensor& prompt, int64_t g
 }
 
 at::Tensor logits(const Denoiser& model, const std::vector<at::Tensor>& sequences) {
+  enter(model.info().device);
   const PlainDispatch plain;
   const std::vector<HostTokens> tokens = checked_tokens(model.info(), sequences);
   std::vector<const HostTokens*> pointers;

@@ -13,6 +13,7 @@
 #include "batch/forbidden.h"
 #include "batch/pieces.h"
 #include "batch/rows.h"
+#include "forked.h"
 #include "messages.h"
 #include "model/device.h"
 #include "model/precision.h"
@@ -61,6 +62,8 @@ struct ModuleDenoiser::Group {
 ModuleDenoiser::ModuleDenoiser(ModelInfo info, const at::Tensor& embedding_table,
                                ModuleFunction function)
     : info_(std::move(info)), function_(std::move(function)) {
+  // Who wraps a model has run it, or will.
+  if (embedding_table.defined()) enter(embedding_table.device());
   const OpenDispatch open(/*grad=*/false);
   if (!embedding_table.defined() || embedding_table.dim() != 2 || embedding_table.numel() == 0) {
     refuse("the embedding table must be [vocabulary, width], not ",

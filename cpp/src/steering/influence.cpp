@@ -11,6 +11,7 @@
 #include "batch/column.h"
 #include "batch/forbidden.h"
 #include "batch/rows.h"
+#include "forked.h"
 #include "messages.h"
 #include "ops/ops.h"
 #include "out_of_memory.h"
@@ -205,6 +206,7 @@ Influence influence(const Denoiser& model, const std::vector<at::Tensor>& sequen
                     const std::vector<std::vector<int64_t>>& candidates,
                     const std::vector<std::vector<int64_t>>& probes,
                     const InfluenceOptions& options) {
+  enter(model.info().device);
   return within(model, sequences.size(),
                 [&] { return scored(model, sequences, candidates, probes, options); });
 }
@@ -214,6 +216,7 @@ OneStepFall one_step_fall(const Denoiser& model, const std::vector<at::Tensor>& 
                           const std::vector<std::vector<int64_t>>& probes,
                           const std::vector<int64_t>& forbidden, bool allow_special,
                           const Poll& poll) {
+  enter(model.info().device);
   return within(model, sequences.size(), [&] {
     return measured(model, sequences, candidates, probes, forbidden, allow_special, poll);
   });

@@ -25,8 +25,9 @@ import torch
 from tabes._core import InputError, StepRecord
 from tabes.bench.spec import Spec, policy_from
 from tabes.bench.task import Example, Task
-from tabes.generation import GenerateOutput, generate
+from tabes.generation import generate
 from tabes.model import Model
+from tabes.output import GenerateOutput
 
 _STATUS = Path("/proc/self/status")
 

@@ -43,6 +43,7 @@ class View(Protocol):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None: ...
+    def start(self, tokens: list[torch.Tensor]) -> None: ...
     def __call__(self, record: StepRecord, tokens: list[torch.Tensor]) -> None: ...
 
 
@@ -87,6 +88,10 @@ class Canvas:
     ) -> None:
         self._live.stop()
 
+    def start(self, tokens: list[torch.Tensor]) -> None:
+        """Draws the sequences before the first step, which may take long."""
+        self._live.update(self.opening(tokens), refresh=True)
+
     def __call__(self, record: StepRecord, tokens: list[torch.Tensor]) -> None:
         """Draws the state after a step, at most 20 times a second; the last step always."""
         self._rows_done += record.forward_rows + record.backward_rows
@@ -97,6 +102,10 @@ class Canvas:
             return
         self._drawn = now
         self._live.update(self.render(record, tokens), refresh=True)
+
+    def opening(self, tokens: list[torch.Tensor]) -> RenderableType:
+        """The frame before the first step."""
+        return self._frame(f"masked {self._left(tokens)}", tokens, {}, None)
 
     def render(self, record: StepRecord, tokens: list[torch.Tensor]) -> RenderableType:
         """One frame, cut to the height of the terminal."""
@@ -111,39 +120,48 @@ class Canvas:
                 strict=True,
             )
         }
-        guesses = record.guesses
-        left = sum(int((sequence == self._mask).sum()) for sequence in tokens)
+        state = f"step {record.step + 1}/{record.steps}  masked {self._left(tokens)}"
+        state += f"  revealed {record.token.numel()}"
+        falls = [fall for fall in record.predicted_fall if math.isfinite(fall)]
+        if falls:
+            state += f"  predicted fall {sum(falls):.2f} nats"
+        if self._rows_done:
+            cost = self._rows_done / sum(map(len, tokens))
+            state += f"  cost {cost:.1f} forward-equivalents"
+        return self._frame(state, tokens, revealed, record.guesses)
+
+    def _left(self, tokens: list[torch.Tensor]) -> int:
+        return sum(int((sequence == self._mask).sum()) for sequence in tokens)
+
+    def _frame(
+        self,
+        state: str,
+        tokens: list[torch.Tensor],
+        revealed: dict[tuple[int, int], Style],
+        guesses: list[torch.Tensor] | None,
+    ) -> RenderableType:
         height = max(3, self._console.height - 2 - self._steered)
         shown = tokens[:height]
         rows = max(1, height // len(shown) - (len(shown) > 1))
-        size = sum(map(len, tokens))
-        parts: list[RenderableType] = [self._header(record, left, size, len(tokens) - len(shown))]
+        head = Text(self._title + " " if self._title else "", no_wrap=True, overflow="ellipsis")
+        head.append(state)
+        if len(shown) < len(tokens):
+            head.append(f"  ({len(tokens) - len(shown)} more sequences)")
+        head.stylize("bold")
+        parts: list[RenderableType] = [head]
         for s, sequence in enumerate(shown):
-            guess = guesses[s].tolist()
+            guess = [-1] * len(sequence) if guesses is None else guesses[s].tolist()
             pieces = [
                 self._styled(token, revealed.get((s, p)), guess[p])
                 for p, token in enumerate(sequence.tolist())
             ]
             focus = [p for (b, p) in revealed if b == s]
-            first = min(focus, default=0)
+            masked = (sequence == self._mask).nonzero()
+            first = min(focus, default=int(masked[0]) if len(masked) else 0)
             parts.append(_window(pieces, first, rows, self._console.width))
         if self._steered:
             parts.append(_legend())
         return Group(*parts)
-
-    def _header(self, record: StepRecord, left: int, size: int, hidden: int) -> Text:
-        text = Text(self._title + " " if self._title else "", no_wrap=True, overflow="ellipsis")
-        text.append(f"step {record.step + 1}/{record.steps}  masked {left}")
-        text.append(f"  revealed {record.token.numel()}")
-        falls = [fall for fall in record.predicted_fall if math.isfinite(fall)]
-        if falls:
-            text.append(f"  predicted fall {sum(falls):.2f} nats")
-        if self._rows_done:
-            text.append(f"  cost {self._rows_done / size:.1f} forward-equivalents")
-        if hidden:
-            text.append(f"  ({hidden} more sequences)")
-        text.stylize("bold")
-        return text
 
     def _styled(self, token: int, style: Style | None, guess: int) -> tuple[str, Style]:
         if token == self._mask:
@@ -215,6 +233,9 @@ class Bar:
     ) -> None:
         self._progress.stop()
 
+    def start(self, tokens: list[torch.Tensor]) -> None:
+        pass
+
     def __call__(self, record: StepRecord, tokens: list[torch.Tensor]) -> None:
         self._progress.update(self._task, total=record.steps, completed=record.step + 1)
 
@@ -231,6 +252,9 @@ class Silence:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        pass
+
+    def start(self, tokens: list[torch.Tensor]) -> None:
         pass
 
     def __call__(self, record: StepRecord, tokens: list[torch.Tensor]) -> None:

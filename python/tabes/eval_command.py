@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,27 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from tabes._core import InputError
-from tabes.command_line import add_model_options
+from tabes.command_line import add_model, load_model, print_json
 from tabes.evaluation.data import Data, read_file
 from tabes.evaluation.execution import Limits
 from tabes.evaluation.runner import Progress, Report, evaluate, prepare
 from tabes.evaluation.settings import PRESETS, Settings
 from tabes.evaluation.suite import task_names
 from tabes.evaluation.tasks import Prompting
-from tabes.model import load
+from tabes.files import read_text
 
 
-def add_command(commands: Any) -> None:
-    """Adds the command to the subparsers of ``tabes``."""
-    command = commands.add_parser(
-        "eval",
-        help="run public tasks on a checkpoint",
-        description="Run tasks on a checkpoint and write outcomes and results with their exact "
+def configure(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Run tasks on a checkpoint and write outcomes and results with their exact "
         "cost. Started again with the same arguments it goes on where it stopped. With "
-        "lm-evaluation-harness and its tasks: python -m tabes.harness --help.",
+        "lm-evaluation-harness and its tasks: python -m tabes.harness --help."
     )
-    command.add_argument("model", metavar="CHECKPOINT", help="checkpoint folder")
-    add_model_options(command)
+    add_model(command)
     command.add_argument(
         "--tasks", "-t", required=True, metavar="NAMES", help=f"of {', '.join(task_names())}"
     )
@@ -129,9 +124,7 @@ def _run(arguments: argparse.Namespace) -> int:
     prepare(names, prompting, limits, arguments.allow_code_execution)
     settings = _settings(arguments)
     data = _data(arguments.data, names)
-    model = load(
-        arguments.model, arguments.device, arguments.dtype, mask_token_id=arguments.mask_token_id
-    )
+    model = load_model(arguments)
     out = (
         Path("tabes-eval") / Path(arguments.model).resolve().name
         if arguments.out is None
@@ -152,7 +145,7 @@ def _run(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     if arguments.json:
-        print(json.dumps(report.values, ensure_ascii=False, allow_nan=False))
+        print_json(report.values)
     else:
         _print(report)
     return 0
@@ -167,12 +160,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _template(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--template {path}: {error}") from error
+    return None if path is None else read_text(path, "--template")
 
 
 def _data(given: list[str], tasks: list[str]) -> dict[str, Data]:

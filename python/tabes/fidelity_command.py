@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from tabes._core import InputError
-from tabes.command_line import add_model_options
+from tabes.command_line import add_model, load_model, print_json
 from tabes.fidelity import Fidelity, Setting, fidelity, mask_at_random
-from tabes.figure_file import check_figure
-from tabes.model import Model, load
+from tabes.figure_file import check_figure, plain_style, save_figure
+from tabes.files import text_lines
+from tabes.model import Model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def add_command(commands: Any) -> None:
-    """Adds the command to the subparsers of ``tabes``."""
-    command = commands.add_parser(
-        "fidelity",
-        help="how well influence scores predict the truth",
-        description="Measures the rank correlation of token influence scores with the true fall of "
+def configure(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Measures the rank correlation of token influence scores with the true fall of "
         "entropy when a position is revealed, for many settings, beside their cost in forward "
-        "passes.",
+        "passes."
     )
-    command.add_argument("model", metavar="CHECKPOINT", help="checkpoint folder")
+    add_model(command)
     command.add_argument(
-        "data", metavar="DATA", help="texts, one a line; masks in them are kept, else some are made"
+        "data",
+        metavar="DATA",
+        help="texts, one a line (empty lines are none); masks in them are kept, else some are made",
     )
-    add_model_options(command)
     command.add_argument(
         "--texts", type=int, default=120, metavar="N", help="how many of the texts (120)"
     )
@@ -63,9 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         check_figure(arguments.out)  # before minutes of measuring
     settings = _settings(arguments)
-    model = load(
-        arguments.model, arguments.device, arguments.dtype, mask_token_id=arguments.mask_token_id
-    )
+    model = load_model(arguments)
     texts = _texts(model, arguments)
     show = sys.stderr.isatty()
 
@@ -84,9 +83,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if show:
         print(file=sys.stderr)
     if arguments.json:
-        print(json.dumps({"texts": len(found[0].correlations), "settings": [
-            f.to_dict() for f in found
-        ]}))  # fmt: skip
+        print_json({"texts": len(found[0].correlations), "settings": [f.to_dict() for f in found]})
     else:
         print(f"{len(found[0].correlations)} texts, {arguments.candidates} candidates each")
         print(f"{'setting':<46} Spearman  95 % interval    forward passes")
@@ -119,28 +116,26 @@ def _texts(model: Model, arguments: argparse.Namespace) -> list[torch.Tensor]:
         raise InputError("--texts must be at least 1 and --candidates at least 2")
     if model.tokenizer is None:
         raise InputError(f"{arguments.model} has no tokenizer, which texts need")
-    try:
-        lines = Path(arguments.data).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{arguments.data}: {error}") from error
     out: list[torch.Tensor] = []
-    for number, line in enumerate(line for line in lines if line.strip()):
+    for number, line in enumerate(text_lines(arguments.data), 1):
         if len(out) == arguments.texts:
             break
-        tokens = torch.tensor(model.tokenizer.encode(line.strip()))
+        if not line:
+            continue
+        tokens = torch.tensor(model.tokenizer.encode(line))
         if not bool((tokens == model.info.mask_token_id).any()):
             after = 1
             if arguments.mask_after:
-                head, found, _ = line.strip().partition(arguments.mask_after)
+                head, found, _ = line.partition(arguments.mask_after)
                 if not found:
                     raise InputError(
-                        f"{arguments.data}: text {number + 1} does not hold "
+                        f"{arguments.data}, line {number}: it does not hold "
                         f"--mask-after {arguments.mask_after!r}"
                     )
                 # The frame's last token is not part of the beginning.
                 after = len(model.tokenizer.encode(head + found)) - 1
             tokens = mask_at_random(
-                model, [tokens], arguments.mask_rate, arguments.seed + number, after
+                model, [tokens], arguments.mask_rate, arguments.seed + len(out), after
             )[0]
         out.append(tokens)
     if not out:
@@ -151,7 +146,11 @@ def _texts(model: Model, arguments: argparse.Namespace) -> list[torch.Tensor]:
 def draw(found: Sequence[Fidelity], path: Path, title: str) -> None:
     """Fidelity with its interval for every setting, over the cost in forward passes."""
     check_figure(path)
-    import matplotlib
+    with plain_style():
+        save_figure(_figure(found, title), path)
+
+
+def _figure(found: Sequence[Fidelity], title: str) -> Figure:
     from matplotlib.figure import Figure
 
     ordered = sorted(found, key=lambda f: f.mean)
@@ -172,9 +171,4 @@ def draw(found: Sequence[Fidelity], path: Path, title: str) -> None:
     axes.axvline(0, color="0.8", linewidth=1)
     axes.set_xlabel("rank correlation of influence scores with the true fall of entropy")
     axes.set_title(title, fontsize=9)
-    try:
-        # Text as text: smaller than its outlines, and it can be searched.
-        with matplotlib.rc_context({"svg.fonttype": "none"}):
-            figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be written: {error}") from error
+    return figure

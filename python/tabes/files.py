@@ -75,10 +75,11 @@ def _lines(stream: BinaryIO, where: str) -> Iterator[Line]:
     number = 0
     while raw := stream.readline(_LONGEST_LINE):
         number += 1
+        if number == 1:
+            _check_encoding(raw, where)
         if len(raw) == _LONGEST_LINE and not raw.endswith(b"\n"):
             raise InputError(f"{where}, line {number}: it is longer than {_LONGEST_LINE} bytes")
         if number == 1:
-            _check_encoding(raw, where)
             raw = raw.removeprefix(codecs.BOM_UTF8)
             if not raw:
                 return  # nothing but a mark

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypedDict, overload
 
@@ -17,6 +16,7 @@ from tabes.inputs import Batch, Prompts, prepare, token_ids
 from tabes.model import Model
 from tabes.output import GenerateOutput
 from tabes.policies import make_policy
+from tabes.suggest import unknown_argument
 
 Callback = Callable[[StepRecord, list[torch.Tensor]], bool | None]
 
@@ -26,13 +26,6 @@ _ALIASES = {
     "block_size": "block_length",
     "alg": "policy",
     "remasking": "policy",
-}
-# Arguments of other decoders that have no counterpart here, and what to do instead.
-_HINTS = {
-    "mask_id": "the mask token belongs to the model: tabes.load(..., mask_token_id=...)",
-    "mask_token_id": "the mask token belongs to the model: tabes.load(..., mask_token_id=...)",
-    "num_return_sequences": "repeat the prompt: every sequence of a batch draws on its own",
-    "tokenizer": "the tokenizer is the checkpoint's: pass text, or token ids of your own",
 }
 
 
@@ -172,7 +165,7 @@ def generate(
     if not isinstance(model, Model):
         raise InputError(f"model is a {type(model).__name__}: pass what tabes.load returns")
     for name in unknown:
-        raise InputError(_unknown(name))
+        raise InputError(unknown_argument(name, GenerateArguments.__annotations__))
     given = _resolve_aliases(
         {"gen_length": gen_length, "block_length": block_length, "policy": policy},
         {
@@ -205,7 +198,7 @@ def generate(
         raise InputError(f"callback is a {type(callback).__name__}, which cannot be called")
 
     batch = prepare(model, tokens_or_prompt, length, attention_mask)
-    _check_something_to_fill(model, batch)
+    check_something_to_fill(model, batch)
     result = _core.generate(model.core, batch.sequences, options, callback)
     return GenerateOutput(
         tokens=batch.nest(result.tokens),
@@ -218,11 +211,13 @@ def generate(
         backward_rows=result.backward_rows,
         head_rows=result.head_rows,
         replayed_passes=result.replayed_passes,
+        policy=options.policy.name(),
+        policy_settings=options.policy.settings(),
     )
 
 
-def _check_something_to_fill(model: Model, batch: Batch) -> None:
-    """The C++ loop checks this as well, but does not know that the input was text."""
+def check_something_to_fill(model: Model, batch: Batch) -> None:
+    """Raises InputError where no mask is; the C++ loop does not know that the input was text."""
     mask = model.info.mask_token_id
     if batch.kind == "tokens" or any(bool((s == mask).any()) for s in batch.sequences):
         return
@@ -266,17 +261,6 @@ def _resolve_aliases(given: dict[str, Any], aliases: dict[str, Any]) -> dict[str
         source[canonical] = name
         given[canonical] = value
     return given
-
-
-def _unknown(name: str) -> str:
-    message = f"generate has no argument {name!r}"
-    if name in _HINTS:
-        return f"{message}: {_HINTS[name]}"
-    known = list(GenerateArguments.__annotations__)
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if nearest:
-        return f"{message}: did you mean {nearest[0]!r}?"
-    return f"{message}; it takes {', '.join(n for n in known if n not in _ALIASES)}"
 
 
 def _policy(value: Any) -> Policy:

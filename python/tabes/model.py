@@ -13,6 +13,7 @@ import torch
 from tabes import _core
 from tabes._core import CheckpointError, InputError, ModelInfo
 from tabes.arguments import flag, integers, optional_integer
+from tabes.bundled import demo_checkpoint, names
 from tabes.inputs import prepare
 from tabes.text import Tokenizer
 from tabes.tokenizer_files import load_tokenizer
@@ -114,7 +115,8 @@ def load(
     """Loads a checkpoint folder: config.json and safetensors, in one file or sharded.
 
     Args:
-        path: the folder. Nothing is downloaded and no code from it is run.
+        path: the folder; where there is none of this name, a bundled model's ("moses", "sudoku",
+            "countdown"). Nothing is downloaded and no code from it is run.
         device: where the weights go, ``"cpu"`` or a CUDA device.
         dtype: of weights and computation: float32, bfloat16, float16 (on a GPU), or float64 for
             verification.
@@ -140,6 +142,8 @@ def load(
         raise InputError(f"progress={progress!r}: it must be callable")
     # Absolute, since the working directory may be another one when the path is used again.
     directory = Path(path).expanduser().absolute()
+    if not directory.exists() and os.fspath(path) in names():
+        directory = demo_checkpoint(os.fspath(path))
     if not directory.is_dir():
         raise CheckpointError(_missing(directory, os.fspath(path)))
     with _LoadBar() as bar:
@@ -170,6 +174,8 @@ def _missing(directory: Path, given: str) -> str:
         return f"{given} is a file: give the folder that holds config.json"
     message = f"{given}: no such folder"
     parts = given.split("/")
+    if len(parts) == 1:
+        message += f", and no bundled model of this name: there are {', '.join(names())}"
     if len(parts) == 2 and all(parts) and not given.startswith((".", "~")):
         message += (
             f". If it names a repository of the Hugging Face hub, download it first: "

@@ -35,6 +35,8 @@ class GenerateOutput(Generic[Texts]):
         backward_rows: token rows that went through its adjoint.
         head_rows: token rows that went through the vocabulary projection.
         replayed_passes: passes that were replayed as CUDA graphs.
+        policy: the name of the policy.
+        policy_settings: its settings by name, defaults among them.
     """
 
     # A list for sequences of several lengths. Any: who asks for lengths knows which.
@@ -48,6 +50,8 @@ class GenerateOutput(Generic[Texts]):
     backward_rows: int
     head_rows: int
     replayed_passes: int
+    policy: str
+    policy_settings: dict[str, Any]
 
     def __repr__(self) -> str:
         parts = [_shown(self.tokens)]
@@ -89,6 +93,8 @@ class GenerateOutput(Generic[Texts]):
             "backward_rows": self.backward_rows,
             "head_rows": self.head_rows,
             "replayed_passes": self.replayed_passes,
+            "policy": self.policy,
+            "policy_settings": self.policy_settings,
             "seconds": self.seconds,
             "trace": [_record_to_dict(record) for record in self.trace],
         }

@@ -35,7 +35,6 @@ from tabes.errors import InputError
 from tabes.files import check_writable, read_text
 
 if TYPE_CHECKING:
-    from tabes._core import Policy
     from tabes.model import Model
     from tabes.output import GenerateOutput
 
@@ -136,6 +135,26 @@ class Decode:
                 tokens[reveal.position] = reveal.token
         return tokens
 
+    def shown(self, context: int = 3) -> list[int | None]:
+        """The positions worth a drawing: masks and `context` neighbours on either side of them, or
+        all if there are none. None stands for the positions between, two or more."""
+        length = len(self.initial)
+        near: set[int] = set()
+        for p, token in enumerate(self.initial):
+            if token == self.mask_token_id:
+                near.update(range(max(0, p - context), min(length, p + context + 1)))
+        near = near or set(range(length))
+        # A position alone takes no more room than what would stand for it.
+        edged = near | {-1, length}
+        near.update(p for p in range(length) if {p - 1, p + 1} <= edged)
+        places: list[int | None] = []
+        for p in range(length):
+            if p in near:
+                places.append(p)
+            elif not places or places[-1] is not None:
+                places.append(None)
+        return places
+
     @property
     def title(self) -> str:
         text = f"{printable(self.model)}, {printable(self.policy)}: {_count(self.steps, 'step')}"
@@ -149,18 +168,13 @@ def _count(things: tuple[Any, ...], name: str) -> str:
     return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
-def describe(output: GenerateOutput, model: Model, policy: str | Policy) -> dict[str, Any]:
+def describe(output: GenerateOutput, model: Model) -> dict[str, Any]:
     """The contents of a trace file for what `tabes.generate` returned.
 
     Args:
-        output: of a run with `model` and `policy`.
-        model: from `tabes.load`.
-        policy: its name, or the policy object.
+        output: of a run with `model`.
+        model: from `tabes.load`, or of `tabes.wrap`.
     """
-    # Drawing what a file holds needs no torch.
-    from tabes.policies import make_policy
-
-    used_policy = make_policy(policy) if isinstance(policy, str) else policy
     mask = model.info.mask_token_id
     values = output.to_dict()
     tokens: list[list[int]] = values["tokens"]
@@ -179,24 +193,20 @@ def describe(output: GenerateOutput, model: Model, policy: str | Policy) -> dict
         "tabes": PACKAGE_VERSION,
         "model": model.info.family if model.path is None else model.path.resolve().name,
         "mask_token_id": mask,
-        "policy": used_policy.name(),
-        "policy_settings": used_policy.settings(),
         "initial": initial,
         "pieces": None if tokenizer is None else {str(t): tokenizer.piece(t) for t in used},
         **values,
     }
 
 
-def save(
-    path: str | os.PathLike[str], output: GenerateOutput, model: Model, policy: str | Policy
-) -> None:
-    """Writes a trace file; the arguments are those of `describe`.
+def save(path: str | os.PathLike[str], output: GenerateOutput, model: Model) -> None:
+    """Writes a trace file of what `tabes.generate` returned for `model`.
 
     Raises InputError if `path` cannot be written.
     """
     check_writable(path, "trace file")
     # Pieces of a byte-level vocabulary may be half a character, which UTF-8 could not hold.
-    text = json.dumps(describe(output, model, policy), ensure_ascii=True, allow_nan=False)
+    text = json.dumps(describe(output, model), ensure_ascii=True, allow_nan=False)
     try:
         Path(path).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
@@ -273,6 +283,15 @@ def read(path: str | os.PathLike[str]) -> list[Decode]:
     root = _Node(file, value)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         root.fail("is not a trace: tabes generate --trace FILE writes one")
+    return _decodes(root)
+
+
+def decodes(output: GenerateOutput, model: Model) -> list[Decode]:
+    """What `save` and `read` give, without a file: one decode a sequence."""
+    return _decodes(_Node("the output", describe(output, model)))
+
+
+def _decodes(root: _Node) -> list[Decode]:
     version = root["version"].integer()
     if version != VERSION:
         root["version"].fail(
@@ -402,20 +421,35 @@ def render(decode: Decode, width: int) -> RenderableType:
     return Group(*lines(decode, width))
 
 
-def draw(decode: Decode, path: str | os.PathLike[str]) -> None:
+def draw(
+    decode: Decode | GenerateOutput,
+    path: str | os.PathLike[str],
+    model: Model | None = None,
+    *,
+    sequence: int = 0,
+) -> None:
     """Draws a decode: when which position was revealed, at what entropy, and what the gradient
-    predicted.
+    predicted. Positions far from any mask are left out.
 
     In an SVG the cell of a revealed position p is the element ``reveal-p``, and where p was masked
     again and revealed for the n-th time ``reveal-p-n``.
 
     Args:
-        decode: from `read`.
+        decode: from `read` or `decodes`, or what `tabes.generate` returned.
         path: an .svg, .png or .pdf file.
+        model: that decoded, if `decode` is what `tabes.generate` returned.
+        sequence: which of an output's sequences, from 0.
 
-    Raises InputError if matplotlib is missing, the name ends in none of them, or the file cannot be
-    written.
+    Raises InputError if matplotlib is missing, the name ends in none of them, the file cannot be
+    written, or there is no such sequence.
     """
     from tabes.trace_figure import save as save_figure
 
+    if not isinstance(decode, Decode):
+        if model is None:
+            raise InputError("to draw an output give the model as well: draw(output, path, model)")
+        several = decodes(decode, model)
+        if not 0 <= sequence < len(several):
+            raise InputError(f"sequence={sequence}: there are {len(several)}, counted from 0")
+        decode = several[sequence]
     save_figure(decode, path)

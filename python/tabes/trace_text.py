@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.cells import cell_len
 from rich.console import RenderableType
@@ -12,7 +12,7 @@ from rich.text import Text
 from tabes.display import MASK_SYMBOL, confidence_style
 from tabes.trace import Decode, Reveal
 
-_WRITTEN, _AGREED, _AGAINST, _AGAIN = "·", "●", "◆", "○"
+_WRITTEN, _AGREED, _AGAINST, _AGAIN, _LEFT_OUT = "·", "●", "◆", "○", "…"
 _COLUMNS = f"{'masked':>7}{'entropy':>9}{'predicted':>11}{'realised':>10}"
 
 
@@ -21,19 +21,20 @@ def lines(decode: Decode, width: int) -> list[RenderableType]:
     number = len(str(decode.steps[-1].number + 1 if decode.steps else 0))
     number = max(number, len("step"))
     room = max(8, width - number - 1 - len(_COLUMNS))
-    each = max(1, math.ceil(len(decode.initial) / room))
-    columns = max(math.ceil(len(decode.initial) / each), len("position"))
+    places = decode.shown()
+    each = max(1, math.ceil(len(places) / room))
+    groups = [places[first : first + each] for first in range(0, len(places), each)]
+    columns = max(len(groups), len("position"))
     head = Text(f"{'step':>{number}} {'position':<{columns}}{_COLUMNS}", no_wrap=True)
     head.stylize("bold")
     out: list[RenderableType] = [Text(decode.title, style="bold"), head]
     masked = {p for p, token in enumerate(decode.initial) if token == decode.mask_token_id}
     for step in decode.steps:
         revealed = {reveal.position: reveal for reveal in step.reveals}
-        masked -= revealed.keys()
-        masked |= set(step.remasked)
+        masked = masked - revealed.keys() | set(step.remasked)
         line = Text(f"{step.number + 1:>{number}} ", no_wrap=True, overflow="crop")
-        for first in range(0, len(decode.initial), each):
-            _append_cell(line, range(first, first + each), masked, revealed, step.remasked)
+        for group in groups:
+            _append_cell(line, group, masked, revealed, step.remasked)
         line.pad_right(max(0, number + 1 + columns - cell_len(line.plain)))
         line.append(f"{len(masked):>7}{_fixed(step.mean_entropy):>9}")
         line.append(f"{_fixed(step.predicted_fall):>11}{_fixed(step.realised_fall):>10}")
@@ -43,6 +44,8 @@ def lines(decode: Decode, width: int) -> list[RenderableType]:
     legend += f"  {_AGAINST} revealed against the order of confidence"
     if any(step.remasked for step in decode.steps):
         legend += f"  {_AGAIN} masked again"
+    if None in places:
+        legend += f"  {_LEFT_OUT} positions left out that were never masked"
     legend += "; entropy and its fall in nats"
     if each > 1:
         legend += f"; a column is {each} positions"
@@ -52,21 +55,23 @@ def lines(decode: Decode, width: int) -> list[RenderableType]:
 
 def _append_cell(
     line: Text,
-    positions: range,
+    positions: Sequence[int | None],
     masked: set[int],
     revealed: Mapping[int, Reveal],
-    remasked: tuple[int, ...],
+    again: Sequence[int],
 ) -> None:
     """One symbol for `positions`: of what is in them, what matters most."""
-    here = [revealed[p] for p in positions if p in revealed]
+    here = [revealed[p] for p in positions if p is not None and p in revealed]
     if here:
         against = [reveal for reveal in here if reveal.against_confidence]
         shown = (against or here)[0]
         line.append(_AGAINST if against else _AGREED, confidence_style(shown.confidence))
-    elif any(p in remasked for p in positions):
+    elif any(p in again for p in positions):
         line.append(_AGAIN)
+    elif any(p in masked for p in positions):
+        line.append(MASK_SYMBOL, "dim")
     else:
-        line.append(MASK_SYMBOL if any(p in masked for p in positions) else _WRITTEN, "dim")
+        line.append(_LEFT_OUT if set(positions) == {None} else _WRITTEN, "dim")
 
 
 def _fixed(value: float) -> str:

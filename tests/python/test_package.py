@@ -67,7 +67,7 @@ def test_aliases(demo_model: tabes.Model) -> None:
         (dict(cfg_scale=-1.0), "cfg_scale"),
         (dict(seed=-1), "seed"),
         (dict(seed=2**70), "seed"),
-        (dict(policy="greedy"), "random confidence margin entropy"),
+        (dict(policy="greedy"), "known are random, confidence, margin"),
         (dict(policy=3), "policy"),
         (dict(forbidden=[99]), "forbidden token 99"),
         (dict(forbidden="C"), "forbidden"),

@@ -13,7 +13,7 @@ from tabes.bench import report
 from tabes.bench.analysis import analyse
 from tabes.bench.campaign import Campaign
 from tabes.bench.fidelities import measure_fidelity
-from tabes.bench.figures import check_drawing, draw
+from tabes.bench.figures import draw
 from tabes.bench.machine import describe
 from tabes.bench.plan_file import load_plan
 from tabes.bench.prepare import Setup
@@ -21,13 +21,13 @@ from tabes.bench.progress import say
 from tabes.bench.store import Store
 from tabes.bench.suite import TASKS
 from tabes.bench.task import Sources
+from tabes.figure_file import check_drawing
 
 RESULTS = "slices.jsonl"
 
 
-def add_command(commands: Any) -> None:
-    """Adds the command to the subparsers of ``tabes``."""
-    bench = commands.add_parser("bench", help="compare decoders at equal cost")
+def configure(bench: argparse.ArgumentParser) -> None:
+    bench.description = "Compare decoders at equal cost."
     kinds = bench.add_subparsers(metavar="BENCHMARK", required=True)
     command = kinds.add_parser(
         "pareto",

@@ -26,13 +26,13 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from tabes._core import InputError
 from tabes.bench.plan import Ablation, Method, Plan, TaskPlan, Variant, quick, thinned
 from tabes.bench.suite import TASKS
+from tabes.errors import InputError
+from tabes.files import read_text
 
 _METHOD_FIELDS = {
     "policy": str,
@@ -78,13 +78,12 @@ def load_plan(path: Path | None, tasks: Sequence[str] | None, small: bool) -> Pl
     """
     where = "the default plan" if path is None else str(path)
     try:
-        text = (
-            resources.files("tabes.bench").joinpath("plan.json").read_text(encoding="utf-8")
-            if path is None
-            else path.read_text(encoding="utf-8")
+        given = json.loads(
+            read_text(Path(__file__).with_name("plan.json") if path is None else path)
         )
-        given = json.loads(text)
-    except (OSError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{where}: {error}") from error
     _check(given, _PLAN_FIELDS, where)
     for field in ("methods", "tasks", "baseline"):

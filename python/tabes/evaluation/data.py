@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tabes._core import InputError
+from tabes.errors import InputError
+from tabes.files import read_text
 
 Row = Mapping[str, Any]
 
@@ -42,10 +43,7 @@ def read_file(path: Path) -> Data:
 
     Raises InputError for a file that cannot be read or holds no rows; the message names the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {error}") from error
+    text = read_text(path)
     if path.suffix.lower() == ".csv":
         rows: list[Row] = list(
             csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tabes._core import InputError
+from tabes.errors import InputError
+from tabes.files import text_lines
 
 MOST = 9999  # of an intermediate result
 ANSWER_LENGTH = 29  # characters of an answer
@@ -130,12 +131,8 @@ def is_right(question: Question, answer: str) -> bool:
 def read_questions(path: Path) -> list[Question]:
     """The questions of a public file: JSON lines such as
     ``{"input": "30,100,93", "output": "23"}``."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {error}") from error
     found = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text_lines(path), 1):
         if not line.strip():
             continue
         try:

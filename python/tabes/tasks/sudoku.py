@@ -7,6 +7,7 @@ model with relative positions knows where a cell lies; the letters also tell the
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tabes._core import InputError
+from tabes.errors import InputError
+from tabes.files import read_text
 from tabes.text import MASK_LITERAL
 
 Cells = NDArray[np.int64]  # [size * size], row by row, 0 where empty
@@ -216,11 +218,7 @@ def puzzles(
 def read_puzzles(path: Path) -> list[Puzzle]:
     """The puzzles of a public file: CSV with the columns ``Puzzle`` and ``Solution``, the digits of
     a board row by row, 0 where empty. Such puzzles may have more than one solution."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {error}") from error
+    rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
     found = []
     for number, row in enumerate(rows, 1):
         clues, solution = row.get("Puzzle") or "", row.get("Solution") or ""

@@ -2,9 +2,11 @@
 
 Fidelity is the Spearman rank correlation, over a handful of candidates drawn at random among the
 masked positions of a text, between their token influence scores and the true one-step fall: write
-the candidate's likeliest token, run the model, and see how far the summed entropy of the other
-masked positions has fallen. One correlation a text; reported is their mean with a bootstrap
-interval, beside the cost of the scores in forward passes.
+the candidate's likeliest token, run the model, and see how far the summed entropy of the probes has
+fallen. Probes are the other masked positions or, as in `tabes.BoE`, the candidates themselves, of
+which all but the one that is written count. One correlation a text; reported is their mean
+with a bootstrap interval, beside the cost of the scores in forward passes, and what the scores
+predicted in nats beside what was true.
 """
 
 from __future__ import annotations
@@ -18,25 +20,46 @@ import numpy as np
 import torch
 
 from tabes import _core
-from tabes._core import InputError
+from tabes._core import BoE, InputError
+from tabes.influence import influence
 from tabes.model import Model
 from tabes.statistics import bootstrap
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to compute influence scores; the fields are those of `tabes.influence`."""
+    """One way to compute influence scores; the fields are those of `tabes.influence`, and `probes`:
+    the "other" masked positions or the "candidates" themselves."""
 
     alpha: tuple[float, ...] = (0.5,)
     tau: float = 1.0
     halo: int = 0
     context: str = "exact"
     adjoint: str = "active"
+    draft: str = "expected"
+    probes: str = "other"
+
+    @classmethod
+    def of(cls, policy: BoE, keeps_context: bool = True) -> Setting:
+        """How a policy computes its scores, on a model that keeps contexts or not. Probes that are
+        no candidates are measured with all other masked positions."""
+        return cls(
+            tuple(policy.alpha),
+            policy.tau,
+            policy.halo,
+            policy.context if keeps_context else "exact",
+            policy.adjoint,
+            policy.draft,
+            "candidates" if policy.probes == "candidates" else "other",
+        )
 
     @property
     def label(self) -> str:
         points = "+".join(f"{a:g}" for a in self.alpha)
-        parts = [f"alpha {points}", f"tau {self.tau:g}", self.context]
+        draft = "token" if self.draft == "token" else f"tau {self.tau:g}"
+        parts = [f"alpha {points}", draft, self.context]
+        if self.probes == "candidates":
+            parts.append("own probes")
         parts.append("dense" if self.adjoint == "dense" else f"active, halo {self.halo}")
         return ", ".join(parts)
 
@@ -60,7 +83,10 @@ DEFAULT_SETTINGS = (
 
 
 def default_settings(model: Model) -> list[Setting]:
-    """DEFAULT_SETTINGS as far as the model has them; warns if it has not all."""
+    """The score of `tabes.BoE`'s defaults, then DEFAULT_SETTINGS as far as the model has them.
+
+    Warns if it has not all.
+    """
     settings = [s for s in DEFAULT_SETTINGS if model.keeps_context or s.context != "frozen"]
     left_out = len(DEFAULT_SETTINGS) - len(settings)
     if left_out:
@@ -69,7 +95,7 @@ def default_settings(model: Model) -> list[Setting]:
             "none",
             stacklevel=3,
         )
-    return settings
+    return [Setting.of(BoE(), model.keeps_context), *settings]
 
 
 @dataclass(frozen=True)
@@ -81,6 +107,9 @@ class Fidelity:
         mean: mean Spearman correlation over the texts.
         low, high: its 95 % bootstrap interval over texts.
         cost: rows through model and adjoint, the base pass included, over the rows of the texts.
+        predicted: nats by which the probes' entropy falls by the scores of all candidates together;
+            mean over the texts.
+        true: the same, one candidate written at a time.
         correlations: one a text.
     """
 
@@ -89,6 +118,8 @@ class Fidelity:
     low: float
     high: float
     cost: float
+    predicted: float
+    true: float
     correlations: list[float] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,9 +169,10 @@ def fidelity(
     Args:
         model: from `tabes.load` or `tabes.wrap`.
         sequences: token ids [L_b] with masks; those with fewer than n_candidates + 2 are left out.
-        settings: what to measure; None: DEFAULT_SETTINGS, with a warning less those with a frozen
-            context if the model keeps none.
-        n_candidates: drawn at random among the masked positions; the others are the probes.
+        settings: what to measure; None: the score of `tabes.BoE`'s defaults and DEFAULT_SETTINGS,
+            with a warning less those with a frozen context if the model keeps none.
+        n_candidates: drawn at random among the masked positions; the others are the probes, or the
+            candidates themselves, as the setting says.
         seed: of that draw.
         progress: called with the texts done and all of them.
 
@@ -153,26 +185,46 @@ def fidelity(
     if not usable:
         raise InputError(f"no text has {n_candidates + 2} masked positions")
     found: list[list[float]] = [[] for _ in settings]
+    kinds = {s.probes for s in settings}
+    nats = [[0.0, 0.0] for _ in settings]  # predicted, true
     rows = [0] * len(settings)
     for i, tokens in enumerate(usable):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
         masked = (tokens == mask).nonzero()[:, 0]
         order = masked[torch.randperm(len(masked), generator=generator)].tolist()
-        sets = ([order[:n_candidates]], [order[n_candidates:]])
-        true = _core.one_step_fall(model.core, [tokens], *sets, [])[0].tolist()
+        candidates = [order[:n_candidates]]
+        probes = {"other": [order[n_candidates:]], "candidates": candidates}
+        true = {kind: _true_falls(model, tokens, order, kind, n_candidates) for kind in kinds}
         for k, s in enumerate(settings):
-            got = _core.influence(
-                model.core, [tokens], *sets, list(s.alpha), s.tau, s.halo, s.context, s.adjoint, []
-            )
-            found[k].append(spearman(got.tis[0].tolist(), true))
+            got = influence(
+                model, [tokens], candidates, probes[s.probes], list(s.alpha), s.tau, s.halo,
+                s.context, s.adjoint, draft=s.draft,
+            )  # fmt: skip
+            fall = true[s.probes]
+            found[k].append(spearman(got.tis[0].tolist(), fall.tolist()))
+            nats[k][0] += float(got.tis[0].sum())
+            nats[k][1] += float(fall.sum())
             rows[k] += got.forward_rows + got.backward_rows
         if progress is not None:
             progress(i + 1, len(usable))
     total = sum(map(len, usable))
     return [
-        Fidelity(s, *_interval(c), r / total, c)
-        for s, c, r in zip(settings, found, rows, strict=True)
+        Fidelity(s, *_interval(c), r / total, n[0] / len(usable), n[1] / len(usable), c)
+        for s, c, r, n in zip(settings, found, rows, nats, strict=True)
     ]
+
+
+def _true_falls(
+    model: Model, tokens: torch.Tensor, order: list[int], probes: str, n_candidates: int
+) -> torch.Tensor:
+    """The one-step falls [n_candidates] of the first of the masked positions in `order`."""
+    candidates = order[:n_candidates]
+    if probes == "other":
+        others = [order[n_candidates:]]
+        return _core.one_step_fall(model.core, [tokens], [candidates], others, [])[0]
+    alone = [[c] for c in candidates]
+    rest = [[other for other in candidates if other != c] for c in candidates]
+    return torch.cat(_core.one_step_fall(model.core, [tokens] * len(alone), alone, rest, []))
 
 
 def _interval(correlations: Sequence[float]) -> tuple[float, float, float]:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tabes._core import InputError
+from tabes._core import BoE, InputError
 from tabes.command_line import add_model, load_model, print_json
 from tabes.fidelity import Fidelity, Setting, fidelity, mask_at_random
 from tabes.figure_file import check_figure, plain_style, save_figure
 from tabes.files import text_lines
 from tabes.model import Model
+from tabes.policies import make_policy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,16 +46,12 @@ def configure(command: argparse.ArgumentParser) -> None:
     command.add_argument("--candidates", type=int, default=5, metavar="N", help="drawn a text (5)")
     command.add_argument("--seed", type=int, default=0, help="of masks and candidates (0)")
     command.add_argument(
-        "--alpha",
+        "--policy",
         action="append",
-        metavar="A[,A...]",
-        help="measure these points (gradients of several averaged) instead of the usual list; "
-        "repeat it",
+        metavar="POLICY",
+        help="measure the score of this policy, as 'boe(alpha=0.25, 0.5; context=exact)', instead "
+        "of the usual list; repeat it",
     )
-    command.add_argument("--tau", type=float, default=1.0, help="with --alpha (1)")
-    command.add_argument("--halo", type=int, default=0, help="with --alpha (0)")
-    command.add_argument("--context", default="exact", help="with --alpha: exact or frozen")
-    command.add_argument("--adjoint", default="active", help="with --alpha: active or dense")
     command.add_argument("--json", action="store_true", help="one JSON object on stdout")
     command.add_argument("--out", metavar="FIGURE", help="draw a figure (.svg, .png)")
     command.set_defaults(run=_run)
@@ -63,7 +60,7 @@ def configure(command: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         check_figure(arguments.out)  # before minutes of measuring
-    settings = _settings(arguments)
+    policies = _policies(arguments)
     model = load_model(arguments)
     texts = _texts(model, arguments)
     show = sys.stderr.isatty()
@@ -75,7 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
     found = fidelity(
         model,
         texts,
-        settings,
+        None if policies is None else [Setting.of(p, model.keeps_context) for p in policies],
         n_candidates=arguments.candidates,
         seed=arguments.seed,
         progress=progress,
@@ -86,27 +83,28 @@ def _run(arguments: argparse.Namespace) -> int:
         print_json({"texts": len(found[0].correlations), "settings": [f.to_dict() for f in found]})
     else:
         print(f"{len(found[0].correlations)} texts, {arguments.candidates} candidates each")
-        print(f"{'setting':<46} Spearman  95 % interval    forward passes")
+        print(f"{'':<54} rank       95 %         forward   nats,")
+        print(f"{'setting':<54} corr.    interval       passes   predicted  true")
         for f in found:
-            print(f"{f.setting.label:<46} {f.mean:8.3f}  {f.low:6.3f} {f.high:6.3f}  {f.cost:8.2f}")
+            print(
+                f"{f.setting.label:<54} {f.mean:5.3f}  {f.low:6.3f} {f.high:6.3f} {f.cost:9.2f}"
+                f"   {f.predicted:9.2f} {f.true:5.2f}"
+            )
     if arguments.out is not None:
         draw(found, Path(arguments.out), f"{model.info.family}, {len(texts)} texts")
     return 0
 
 
-def _settings(arguments: argparse.Namespace) -> list[Setting] | None:
-    if arguments.alpha is None:
+def _policies(arguments: argparse.Namespace) -> list[BoE] | None:
+    if arguments.policy is None:
         return None
-    settings = []
-    for written in arguments.alpha:
-        try:
-            points = tuple(float(a) for a in written.split(","))
-        except ValueError:
-            raise InputError(f"--alpha {written!r}: give numbers, separated by commas") from None
-        settings.append(
-            Setting(points, arguments.tau, arguments.halo, arguments.context, arguments.adjoint)
-        )
-    return settings
+    policies = []
+    for written in arguments.policy:
+        policy = make_policy(written)
+        if not isinstance(policy, BoE):
+            raise InputError(f"--policy {written}: only those of boe have influence scores")
+        policies.append(policy)
+    return policies
 
 
 def _texts(model: Model, arguments: argparse.Namespace) -> list[torch.Tensor]:

@@ -16,6 +16,7 @@ from tabes.cli import main
 from tabes.fidelity import (
     DEFAULT_SETTINGS,
     Setting,
+    default_settings,
     fidelity,
     mask_at_random,
     spearman,
@@ -84,6 +85,38 @@ def test_influence_predicts_better_than_chance(rxnfp_model: tabes.Model) -> None
         fidelity(rxnfp_model, [tokens[0]])
 
 
+def positions(tokens: torch.Tensor, mask: int) -> list[int]:
+    return (tokens == mask).nonzero()[:, 0].tolist()
+
+
+@pytest.mark.case("N05")
+def test_the_default_policy_is_asked_first(rxnfp_model: tabes.Model) -> None:
+    """Its score is the one that it decides by: what a decode's first step records."""
+    assert rxnfp_model.tokenizer is not None
+    text = "CC(=O)Nc1ccc(O)cc1>>CC(=O)Nc1ccc(O)cc1"
+    tokens = torch.tensor(rxnfp_model.tokenizer.encode(text))
+    tokens = mask_at_random(rxnfp_model, [tokens], 0.8, seed=3, after=len(tokens) // 2)[0]
+    masked = positions(tokens, rxnfp_model.info.mask_token_id)
+    for policy in (tabes.BoE(factor=0.0), tabes.BoE(factor=0.0, alpha=[0.25, 0.5], halo=1)):
+        # Every masked position is a candidate.
+        policy = tabes.make_policy(policy.notation().replace("n_candidates=2x", "n_candidates=99"))
+        first = tabes.generate(rxnfp_model, tokens, steps=4, policy=policy).trace[0]
+        assert first.scored == len(masked)
+        at = [masked.index(p) for p in first.position.tolist()]
+        got = tabes.influence(rxnfp_model, tokens, [masked], policy=policy)
+        assert torch.allclose(got.tis[0][at], first.influence, atol=1e-5)
+        setting = Setting.of(policy)
+        assert (setting.draft, setting.context, setting.probes) == ("token", "frozen", "candidates")
+        spelled = tabes.influence(
+            rxnfp_model, tokens, [masked], [masked], policy.alpha, halo=policy.halo,
+            context="frozen", draft="token",
+        )  # fmt: skip
+        assert torch.equal(spelled.tis[0], got.tis[0])
+    settings = default_settings(rxnfp_model)
+    assert settings[0] == Setting.of(tabes.BoE())
+    assert settings[1:] == list(DEFAULT_SETTINGS)
+
+
 def test_wrapped_models_go_without_frozen_settings() -> None:
     config = transformers.BertConfig(
         vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
@@ -94,7 +127,9 @@ def test_wrapped_models_go_without_frozen_settings() -> None:
     tokens = torch.tensor([5, 3, 3, 3, 6, 3, 3, 3, 3, 7])
     with pytest.warns(UserWarning, match="12 settings with a frozen context are not measured"):
         found = fidelity(model, [tokens])
-    assert [f.setting for f in found] == [s for s in DEFAULT_SETTINGS if s.context == "exact"]
+    first, *others = [f.setting for f in found]
+    assert others == [s for s in DEFAULT_SETTINGS if s.context == "exact"]
+    assert first == Setting.of(tabes.BoE(context="exact"))
     # What is asked for by name is never left out in silence.
     with pytest.raises(tabes.InputError, match="no frozen context"):
         fidelity(model, [tokens], [Setting(context="frozen")])
@@ -122,17 +157,22 @@ def test_command(
     data.write_text("".join(f"{s}>>{s}\n" for s in smiles * 2))
     arguments = ["fidelity", str(rxnfp_checkpoint), str(data), "--mask-after", ">>"]
     figure = tmp_path / "fidelity.svg"
-    command = [*arguments, "--alpha", "0.25,0.5", "--alpha", "1", "--json", "--out", str(figure)]
+    policies = ["--policy", "boe(alpha=0.25, 0.5)", "--policy", "boe_paper"]
+    command = [*arguments, *policies, "--json", "--out", str(figure)]
     assert main(command) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["texts"] == 4
     assert [s["setting"]["alpha"] for s in found["settings"]] == [[0.25, 0.5], [1.0]]
+    assert [s["setting"]["draft"] for s in found["settings"]] == ["token", "expected"]
+    assert [s["setting"]["probes"] for s in found["settings"]] == ["candidates", "other"]
+    assert all(s["true"] > 0 for s in found["settings"])
     assert "alpha 0.25+0.5" in figure.read_text()
-    assert main([*arguments, "--alpha", "0.5", "--context", "frozen"]) == 0
-    assert "frozen" in capsys.readouterr().out
+    assert main([*arguments, "--policy", "boe"]) == 0
+    assert "alpha 0.5, token, frozen, own probes, active, halo 0" in capsys.readouterr().out
     for wrong, message in (
-        (["--alpha", "x"], "give numbers"),
-        (["--alpha", "3"], "alpha must be from 0"),
+        (["--policy", "boe(alpha=x)"], "alpha"),
+        (["--policy", "boe(alpha=3)"], "alpha must be from 0"),
+        (["--policy", "confidence"], "only those of boe have influence scores"),
         (["--mask-rate", "0"], "--mask-rate"),
         (["--candidates", "1"], "--candidates"),
         (["--mask-after", "!"], "does not hold"),

@@ -300,12 +300,20 @@ def test_guidance_and_steering_together(demo_model: tabes.Model) -> None:
         (dict(adjoint="sparse"), "adjoint 'sparse' is unknown"),
         (dict(forbidden=[10**6]), "outside the vocabulary"),
         (dict(forbidden=range(28)), "every token is forbidden; leave at least one"),
-        (dict(forbidden="C"), "forbidden='C': give a list of integers"),
+        (dict(forbidden="C"), "forbidden='C': give a list of token ids or names"),
         (dict(candidates=np.array(3)), "candidates=3: give one list of positions a sequence"),
         (dict(candidates=3), "candidates=3: give one list of positions a sequence"),
         (dict(candidates=["12"]), r"candidates\[0\]='12': give a list of integers"),
         (dict(candidates=[[1.0]]), r"candidates\[0\]\[0\]=1.0: it must be an integer"),
-        (dict(probes=None), "probes=None: give one list of positions a sequence"),
+        (dict(probes=3), "probes=3: give one list of positions a sequence"),
+        (dict(draft="hard"), "draft='hard': it must be one of token, expected"),
+        (dict(draft=None), "draft=None: it must be a string"),
+        (dict(policy="margin"), "policy=margin: only those of boe have influence scores"),
+        (dict(policy=3), "policy=3: only those of boe"),
+        (dict(policy="boe(alpha=2)"), "alpha must be from 0"),
+        (dict(policy="boe", alpha=0.25), "are the policy's own: leave them out"),
+        (dict(policy="boe", draft="token"), "are the policy's own: leave them out"),
+        (dict(policy="boe_paper", probes=None), "are not its candidates: give probes"),
         (dict(context=None), "context=None: it must be a string"),
         (dict(adjoint=1), "adjoint=1: it must be a string"),
         (dict(alpha="0.5"), "alpha='0.5': it must be a number"),
@@ -323,6 +331,24 @@ def test_bad_input_is_refused(demo_model: tabes.Model, change: dict, message: st
     tokens = [[1, 3, 3, 3, 3, 3, 3, 2]]
     with pytest.raises(tabes.InputError, match=message):
         tabes.influence(demo_model, tokens, **given)
+
+
+@pytest.mark.case("N05")
+def test_a_policy_s_scores(demo_model: tabes.Model) -> None:
+    """They are those of its settings, spelled out."""
+    tokens = canvas(demo_model, 40, 20, seed=2)
+    candidates, probes = split(tokens, demo_model.info.mask_token_id, 6)
+    ours = tabes.influence(demo_model, tokens, [candidates], policy=tabes.BoE())
+    spelled = tabes.influence(
+        demo_model, tokens, [candidates], [candidates], alpha=0.5, context="frozen", draft="token"
+    )
+    assert torch.equal(ours.tis[0], spelled.tis[0])
+    tau = tabes.influence(demo_model, tokens, [candidates], context="frozen", tau=0.0)
+    assert torch.equal(ours.tis[0], tau.tis[0])  # the likeliest token
+    paper = tabes.influence(demo_model, tokens, [candidates], [probes], policy="boe_paper")
+    spelled = tabes.influence(demo_model, tokens, [candidates], [probes], alpha=1.0, tau=0.5)
+    assert torch.equal(paper.tis[0], spelled.tis[0])
+    assert not torch.equal(paper.tis[0], ours.tis[0])
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def setting_of(spec: Spec) -> Setting | None:
     policy = policy_from(spec)
     if not isinstance(policy, BoE) or (policy.rule == "nats" and policy.weight == 0):
         return None
-    return Setting(tuple(policy.alpha), policy.tau, policy.halo, policy.context, policy.adjoint)
+    return Setting.of(policy)
 
 
 def settings_of(campaign: Campaign, task: TaskPlan) -> list[Setting]:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tabes
 from tabes.bench import campaign as campaigns
-from tabes.bench import command, measure
+from tabes.bench import command, figures, measure
 from tabes.bench.cells import collect
 from tabes.bench.chemistry import Infill, Molecules
 from tabes.bench.fidelities import half_way
@@ -31,6 +31,7 @@ from tabes.bench.statistics import Point, at_cost, compare, gain, summary
 from tabes.bench.store import Cell, Store, Unit
 from tabes.bench.task import Example, Sources
 from tabes.cli import main
+from tabes.figure_file import check_drawing
 from tabes.statistics import bootstrap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -477,12 +478,12 @@ def test_wrong_arguments(
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from tabes.bench import figures, prepare
+    from tabes.bench import prepare
     from tabes.tasks import molecules
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(tabes.InputError, match="pip install 'matplotlib"):
-        figures.check_drawing()
+        check_drawing()
     monkeypatch.setitem(sys.modules, "rdkit", None)
     monkeypatch.setitem(sys.modules, "rdkit.RDLogger", None)
     molecules.rdkit.cache_clear()
@@ -501,3 +502,28 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_a_table_is_markdown() -> None:
     assert table(["a", "b"], [["1|2", "3"]]) == "| a | b |\n|--|--|\n| 1\\|2 | 3 |"
     assert replace(Spec("boe"), steps=3).key != Spec("boe").key
+
+
+@pytest.mark.case("N15")
+def test_our_methods_can_be_told_apart_in_figures(tmp_path: Path) -> None:
+    names = ["boe", "boe_full_steps", "spread", "factor_frozen_steps"]
+    plan = load_plan(None, None, False)
+    assert [m.name for m in plan.tasks[-1].methods if m.ours] == names
+    methods = [{"name": name, "ours": True, "policy": "boe"} for name in names]
+    methods += [{"name": f"rival {i}", "ours": False, "policy": "x"} for i in range(14)]
+    methods.append({"name": "boe_paper", "ours": False, "policy": "boe_paper"})
+    styles = figures._styles(methods)
+    for look in ("color", "marker", "linestyle"):
+        assert len({str(style[look]) for style in styles[:4]}) == 4
+    assert len({style["color"] for style in styles[:4]} & {s["color"] for s in styles[4:]}) == 0
+    assert [style["label"] for style in styles[:3]] == [
+        "boe (ours)", "boe_full_steps (ours)", "spread (ours)",
+    ]  # fmt: skip
+    quality = {"valid": {"mean": 0.5, "low": 0.4, "high": 0.6}}
+    cost = {"forward_equivalents": 2.0, "plain_equivalents": 3.0}
+    for method in methods:
+        method["points"] = [{"quality": quality, **cost}]
+    for kind in ("svg", "png", "pdf"):
+        path = tmp_path / f"f.{kind}"
+        figures.draw({"title": "T", "metrics": ["valid"], "methods": methods}, path)
+        assert path.stat().st_size > 5000

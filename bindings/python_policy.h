@@ -157,7 +157,12 @@ class PythonPolicy final : public Base, public pybind11::trampoline_self_life_su
   // The Python class's own method, if it has one that does not run already.
   pybind11::function override_of(const char* method) const {
     if (Running::of(this, method)) return {};
-    return pybind11::get_override(static_cast<const Base*>(this), method);
+    try {
+      return pybind11::get_override(static_cast<const Base*>(this), method);
+    } catch (const pybind11::type_error&) {  // it cannot be called
+      throw InputError(std::string("a policy's attribute '") + method + "' hides its method " +
+                       method + "(): call it something else");
+    }
   }
 
   template <typename T, typename... Arguments>

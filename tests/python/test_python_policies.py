@@ -301,6 +301,19 @@ def test_methods_that_return_the_wrong_thing(model: tabes.Model, method: str) ->
         tabes.generate(model, X, steps=2, policy=wrong())
 
 
+@pytest.mark.parametrize("method", ["name", "pace", "decide", "settings"])
+def test_an_attribute_in_the_place_of_a_method(model: tabes.Model, method: str) -> None:
+    policy = Delegate(tabes.make_policy("margin"))
+    setattr(policy, method, "mine")
+    use = (
+        policy.notation
+        if method in ("name", "settings")
+        else lambda: tabes.generate(model, X, steps=2, policy=policy)
+    )
+    with pytest.raises(tabes.InputError, match=f"attribute '{method}' hides its method"):
+        use()
+
+
 def test_a_policy_that_holds_itself(model: tabes.Model) -> None:
     policy = Delegate(tabes.make_policy("margin"))
     policy.me = policy

@@ -123,6 +123,12 @@ class PythonPolicy final : public Base, public pybind11::trampoline_self_life_su
     return own ? pace_of(called<std::string>("pace", own, "a name")) : Base::pace();
   }
 
+  // Counts of its own keep to no quota.
+  bool at_least_quota() const override {
+    const pybind11::gil_scoped_acquire locked;
+    return !override_of("decide") && !override_of("pace") && Base::at_least_quota();
+  }
+
   bool wants_waiting() const override {
     const pybind11::gil_scoped_acquire locked;
     if (const auto own = override_of("wants_waiting")) {

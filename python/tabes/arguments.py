@@ -11,18 +11,26 @@ import torch
 from tabes._core import InputError
 
 
-def integer(value: Any, name: str, minimum: int = -(2**63)) -> int:
+def integer(value: Any, name: str, minimum: int = -(2**63), maximum: int = 2**63 - 1) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
         number = operator.index(value)
     except TypeError:
         raise InputError(f"{name}={value!r}: it must be an integer") from None
-    if not -(2**63) <= number < 2**63:
-        raise InputError(f"{name}={number}: it must fit 64 bits")
+    if not -(2**63) <= number <= maximum:
+        # Python refuses to write out integers of thousands of digits.
+        shown = number if number.bit_length() < 256 else f"<{number.bit_length()} bits>"
+        most = "2^64 - 1" if maximum == 2**64 - 1 else "2^63 - 1"
+        raise InputError(f"{name}={shown}: it must fit 64 bits; the largest is {most}")
     if number < minimum:
         raise InputError(f"{name}={number}: it must be at least {minimum}")
     return number
+
+
+def seed_of_draws(value: Any, name: str = "seed") -> int:
+    """Any number of 64 bits without a sign: two of them never draw alike."""
+    return integer(value, name, minimum=0, maximum=2**64 - 1)
 
 
 def optional_integer(value: Any, name: str) -> int | None:
@@ -68,6 +76,6 @@ def numbers(values: Any, name: str) -> list[float]:
     return [number(value, f"{name}[{i}]") for i, value in enumerate(given)]
 
 
-def integers(values: Any, name: str) -> list[int]:
+def integers(values: Any, name: str, minimum: int = -(2**63)) -> list[int]:
     given = listed(values, name, "a list of integers")
-    return [integer(value, f"{name}[{i}]") for i, value in enumerate(given)]
+    return [integer(value, f"{name}[{i}]", minimum) for i, value in enumerate(given)]

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from tabes import _core
 from tabes._core import Error, InputError, Policy, StepRecord
-from tabes.arguments import flag, integer, integers, number, optional_integer
+from tabes.arguments import flag, integer, integers, number, optional_integer, seed_of_draws
 from tabes.chat import Message
 from tabes.inputs import Batch, Prompts, prepare, token_ids
 from tabes.model import Model
@@ -129,9 +129,10 @@ def generate(
         top_p: draws from the smallest set of tokens with at least this probability.
         top_k: draws from this many most likely tokens; 0: no limit.
         cfg_scale: classifier-free guidance against the same sequence with its prompt masked.
-        seed: of all draws.
-        sequence_ids: the number by which each sequence's draws are keyed; 0, 1, 2, ... if empty.
-            With the same seed and number a sequence is decoded the same way in any batch.
+        seed: of all draws, from 0 to 2^64 - 1.
+        sequence_ids: the number by which each sequence's draws are keyed, from 0 to 2^63 - 1, all
+            of whose bits count; 0, 1, 2, ... if empty. With the same seed and number a sequence is
+            decoded the same way in any batch.
         forbidden: tokens never to write, as ids or by name; the mask token always is.
         allow_special: write ``model.info.special_token_ids`` too: [UNK], [PAD], [CLS], [SEP] and
             the like of BERT-like models, which are no text.
@@ -186,8 +187,8 @@ def generate(
     options.top_p = number(top_p, "top_p")
     options.top_k = integer(top_k, "top_k")
     options.cfg_scale = number(cfg_scale, "cfg_scale")
-    options.seed = integer(seed, "seed", minimum=0)
-    options.sequence_ids = integers(sequence_ids, "sequence_ids")
+    options.seed = seed_of_draws(seed)
+    options.sequence_ids = integers(sequence_ids, "sequence_ids", minimum=0)
     options.forbidden = token_ids(model, forbidden, "forbidden")
     options.allow_special = flag(allow_special, "allow_special")
     options.logits_eos_inf = flag(logits_eos_inf, "logits_eos_inf")

@@ -121,8 +121,6 @@ TEST(Generate, ModelsWithoutContextTakeFullPasses) {
   options.steps = 3;
   options.refresh_every = 2;
   EXPECT_EQ(generate(Ruler(), {masks(6)}, options).forward_rows, 18);
-  options.refresh_every = -1;
-  EXPECT_THROW(generate(Ruler(), {masks(6)}, options), InputError);
 }
 
 TEST(Generate, GuessesAreForWhoWatches) {
@@ -216,8 +214,9 @@ TEST(Generate, TheCallbackWatchesAndStops) {
 
 TEST(Generate, ThePollStopsAtOnce) {
   GenerateOptions options;
-  options.poll = [] { throw std::runtime_error("stop"); };
-  EXPECT_THROW(generate(Ruler(), {masks(4)}, options), std::runtime_error);
+  struct Stop {};  // none of the library's
+  options.poll = [] { throw Stop{}; };
+  EXPECT_THROW(generate(Ruler(), {masks(4)}, options), Stop);
 }
 
 void expect_input_error(const std::vector<at::Tensor>& sequences, const GenerateOptions& options,
@@ -248,6 +247,9 @@ TEST(Generate, BadArgumentsAreInputErrors) {
   expect_input_error(good, with([](O o) { o.top_p = 1.5; }), "top_p");
   expect_input_error(good, with([](O o) { o.top_k = -1; }), "top_k");
   expect_input_error(good, with([](O o) { o.cfg_scale = -0.5; }), "cfg_scale");
+  expect_input_error(good, with([](O o) { o.cfg_scale = 1e39; }), "cfg_scale");
+  expect_input_error(good, with([](O o) { o.refresh_every = -1; }), "refresh_every");
+  expect_input_error(good, with([](O o) { o.sequence_ids = {-1}; }), "sequence_ids[0] is -1");
   expect_input_error(good, with([](O o) { o.forbidden = {kVocab}; }), "forbidden token 8");
   expect_input_error(good, with([](O o) { o.forbidden = {1, 2, 3, 4, 5, 6, 7}; }), "every token");
   expect_input_error(good, with([](O o) { o.sequence_ids = {1, 2}; }), "sequence_ids");
@@ -287,13 +289,77 @@ TEST(Generate, NanIsNamed) {
   }
 }
 
-TEST(Generate, GuidancePushesAwayFromTheUnguided) {
-  // Ruler ignores its tokens, so guided and unguided agree and guidance changes nothing.
+// Predicts the same at every position: logits `with` where a sequence begins with a given token,
+// `without` where that is masked.
+class TwoFaced final : public Denoiser {
+ public:
+  TwoFaced(std::vector<double> with, std::vector<double> without)
+      : with_(at::tensor(with, at::kFloat)), without_(at::tensor(without, at::kFloat)) {
+    info_.vocab_size = with_.size(0);
+    info_.hidden_size = 1;
+    info_.max_length = 64;
+    info_.mask_token_id = kMask;
+  }
+  const ModelInfo& info() const override { return info_; }
+  at::Tensor embedding_table() const override { return at::zeros({with_.size(0), 1}); }
+  at::Tensor encode(const PackedBatch& batch, const RowSet& rows, const Poll&,
+                    std::unique_ptr<Context>*) const override {
+    at::Tensor logits = at::empty({rows.count(), with_.size(0)});
+    for (size_t b = 0; b + 1 < rows.cu_rows.size(); ++b) {
+      const bool given = batch.tokens[batch.cu_seqlens[b]].item<int64_t>() != kMask;
+      for (int64_t i = rows.cu_rows[b]; i < rows.cu_rows[b + 1]; ++i) {
+        logits[i] = given ? with_ : without_;
+      }
+    }
+    return logits;
+  }
+  at::Tensor project(const at::Tensor& features) const override { return features.clone(); }
+
+ private:
+  ModelInfo info_;
+  at::Tensor with_, without_;
+};
+
+// The token that guidance writes behind a given one, and its probability.
+std::pair<int64_t, double> guided(double scale, std::vector<double> with,
+                                  std::vector<double> without) {
   GenerateOptions options;
-  options.cfg_scale = 2.0;
-  const GenerateResult r = generate(Ruler(), {masks(4)}, options);
-  EXPECT_TRUE(at::equal(r.tokens[0], generate(Ruler(), {masks(4)}).tokens[0]));
-  EXPECT_DOUBLE_EQ(r.forward_equivalents, 8.0);
+  options.cfg_scale = scale;
+  const GenerateResult r =
+      generate(TwoFaced(std::move(with), std::move(without)), {at::tensor({2, 0})}, options);
+  EXPECT_DOUBLE_EQ(r.forward_equivalents, scale > 0 ? 2.0 : 1.0);
+  return {r.tokens[0][1].item<int64_t>(), r.trace[0].confidence.item<double>()};
+}
+
+// case R11
+TEST(Generate, GuidancePushesAwayFromTheUnguided) {
+  // Logits that guidance turns around: c = (3, 2), u = (4, 1), so that u + (s + 1)(c - u) is
+  // (3 - s, 2 + s) at tokens 1 and 2.
+  const auto probability = [](double s, int64_t token) {
+    const double difference = (3 - s) - (2 + s);
+    return 1 / (1 + std::exp(token == 1 ? -difference : difference));
+  };
+  for (const double s : {0.0, 0.25, 0.75, 2.0}) {
+    const auto [token, p] = guided(s, {0, 3, 2}, {0, 4, 1});
+    EXPECT_EQ(token, s < 0.5 ? 1 : 2) << s;
+    EXPECT_NEAR(p, probability(s, token), 1e-6) << s;
+  }
+}
+
+// case F18, R01
+TEST(Generate, TokensOfProbabilityZeroAreGuidedToo) {
+  constexpr double kNone = -std::numeric_limits<double>::infinity();
+  // In both passes, and in the guided one alone: never written.
+  EXPECT_EQ(guided(1.5, {0, 3, kNone}, {0, 4, kNone}), (std::pair<int64_t, double>{1, 1.0}));
+  EXPECT_EQ(guided(1.5, {0, kNone, 3}, {0, 9, 0}), (std::pair<int64_t, double>{2, 1.0}));
+  // In the unguided pass alone: infinitely likelier for being given, before all others.
+  EXPECT_EQ(guided(0.5, {0, 9, -3}, {0, 0, kNone}), (std::pair<int64_t, double>{2, 1.0}));
+  // Two such tokens share by the guided pass alone: p_c^(s + 1), here e^(2 * 1.5) to 1.
+  const auto [token, p] = guided(1.0, {0, 9, 2.5, 1}, {0, 0, kNone, kNone});
+  EXPECT_EQ(token, 2);
+  EXPECT_NEAR(p, 1 / (1 + std::exp(-3.0)), 1e-6);
+  // What is forbidden is not looked at: here the mask, token 0.
+  EXPECT_EQ(guided(1.0, {5, 3, 2}, {kNone, 3, 2}).first, 1);
 }
 
 }  // namespace

@@ -183,6 +183,53 @@ TEST_F(Module, BadModelsAreRefused) {
   EXPECT_THROW(make_module(words, table, info_of())->encode(batch, all_rows(batch)), InputError);
 }
 
+// case R07
+TEST_F(Module, ErrorsOfTorchScriptAreOurs) {
+  const std::vector<at::Tensor> canvas{at::tensor({4, 2, 2, 7, 2, 2}, at::kLong)};
+  const auto said = [&](const char* body) -> std::string {
+    torch::jit::Module module("fails");
+    module.define(std::string("def forward(self, inputs_embeds):\n") + body);
+    const auto model = make_module(module, table, info_of());
+    try {
+      generate(*model, canvas, {});
+    } catch (const InputError& e) {
+      return e.what();
+    }
+    return "no InputError";
+  };
+  for (const char* body : {"    return torch.matmul(inputs_embeds, inputs_embeds)\n",
+                           "    raise Exception('no')\n    return inputs_embeds\n",
+                           "    assert False\n    return inputs_embeds\n"}) {
+    EXPECT_EQ(said(body).find("the TorchScript module failed: "), 0U) << said(body);
+  }
+  const auto path = std::filesystem::temp_directory_path() / "tabes_module_test.pt";
+  script(out).save(path.string());
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) / 2);
+  EXPECT_THROW(load_module(path.string(), table, info_of()), InputError);
+  std::filesystem::resize_file(path, 0);
+  EXPECT_THROW(load_module(path.string(), table, info_of()), InputError);
+  std::filesystem::remove(path);
+  EXPECT_THROW(load_module(path.parent_path().string(), table, info_of()), InputError);
+}
+
+// case R01
+TEST_F(Module, BadLogitsOfTorchScriptAreNamed) {
+  torch::jit::Module module("infinite");
+  module.define(R"JIT(
+def forward(self, inputs_embeds):
+    logits = torch.zeros([inputs_embeds.size(0), inputs_embeds.size(1), 11])
+    logits[:, 4, 3] = float("inf")
+    return logits
+)JIT");
+  const std::vector<at::Tensor> canvas{at::tensor({4, 2, 2, 7, 2, 2}, at::kLong)};
+  try {
+    generate(*make_module(module, table, info_of()), canvas, {});
+    FAIL() << "no error";
+  } catch (const NumericsError& e) {
+    EXPECT_EQ(std::string(e.what()).find("step 0, sequence 0, position 4: "), 0U) << e.what();
+  }
+}
+
 TEST_F(Module, NanGradientsAreErrors) {
   const ModuleDenoiser model(info_of(), table, [&](const ModuleCall& call) {
     // Finite values whose derivative is NaN: sqrt at 0, times 0.

@@ -109,6 +109,50 @@ TEST(Ops, RowStatisticsOfDegenerateRows) {
   EXPECT_EQ(s.argmax[3].item<int64_t>(), 1);
 }
 
+// case R01
+TEST(Ops, RowStatisticsOfANanOrPlusInfinityAreNan) {
+  // In the first vector, in the middle of a block, in a later block and among the last lanes.
+  for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16}) {
+    for (const double value : {std::numeric_limits<double>::quiet_NaN(), kInfinity}) {
+      for (const int64_t place : {0, 5, 1000, 2047, 2048, 4099}) {
+        at::Tensor rows = at::randn({3, 4100}).to(type);
+        rows[1][place] = value;
+        rows[2].fill_(value);
+        const ops::RowStatistics s = ops::row_statistics(rows);
+        for (const at::Tensor& t : {s.lse, s.entropy, s.max_prob, s.margin}) {
+          EXPECT_TRUE(t[0].isfinite().item<bool>());
+          EXPECT_TRUE(t[1].isnan().item<bool>()) << type << value << " at " << place;
+          EXPECT_TRUE(t[2].isnan().item<bool>()) << type << value << " at " << place;
+        }
+        EXPECT_LT(s.argmax[1].item<int64_t>(), 4100);
+      }
+    }
+  }
+}
+
+// case R01
+TEST(Ops, TheEntropysDerivativeIsZeroWhereProbabilityOrWeightIs) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16}) {
+    at::Tensor rows = at::tensor({1.0, -kInfinity, 0.0, -kInfinity,         // two tokens
+                                  -kInfinity, 5.0, -kInfinity, -kInfinity,  // one
+                                  nan, 1.0, kInfinity, 0.0},                // of no weight
+                                 at::kDouble)
+                          .view({3, 4})
+                          .to(type);
+    const ops::RowStatistics s = ops::row_statistics(rows);
+    const at::Tensor weight = at::tensor({2.0, 1.0, 0.0}, s.lse.options());
+    ops::entropy_adjoint_(rows, s.argmax, s.max_prob, s.entropy, weight);
+    const double p = 1 / (1 + std::exp(-1.0)), h = -p * std::log(p) - (1 - p) * std::log(1 - p);
+    const double d = -2 * p * (std::log(p) + h);  // of the likelier; the other's is the opposite
+    const at::Tensor wanted =
+        at::tensor({d, 0.0, -d, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0}, at::kDouble)
+            .view({3, 4});
+    const double limit = type == at::kBFloat16 ? 4e-3 : 2e-6;
+    EXPECT_TRUE(at::allclose(rows.to(at::kDouble), wanted, limit, limit)) << rows << wanted;
+  }
+}
+
 // Chi-square of draws against the distribution that the cuts leave.
 double chi_square(const at::Tensor& logits, const at::Tensor& expected, double temperature,
                   int64_t top_k, double top_p) {

@@ -7,6 +7,7 @@
 #include <limits>
 #include <numeric>
 #include <random>
+#include <set>
 #include <vector>
 
 #include "ops/cuda/number.h"
@@ -127,6 +128,41 @@ TEST(RowKernel, StatisticsOfDegenerateRows) {
     EXPECT_EQ(s[3].max_prob, 1.0f);
     EXPECT_EQ(s[3].argmax, 9);
   }
+}
+
+// case R01
+TYPED_TEST(RowKernels, StatisticsOfANanOrPlusInfinityAreNan) {
+  const int64_t vocab = 5003;
+  const auto plain = draw<TypeParam>(vocab, 4);
+  for (float value : {std::numeric_limits<float>::quiet_NaN(), kInf}) {
+    for (int64_t place : {0, 3, 1234, 5002}) {
+      auto x = plain;
+      x[place] = from_float<TypeParam>(value);
+      for (int splits : {1, 3}) {
+        const auto s = statistics(x, vocab, splits)[0];
+        EXPECT_TRUE(std::isnan(s.lse) && std::isnan(s.entropy)) << value << " at " << place;
+        EXPECT_TRUE(std::isnan(s.max_prob) && std::isnan(s.margin)) << value << " at " << place;
+      }
+    }
+  }
+}
+
+// case R01
+TEST(RowKernel, EntropyAdjointOfARowWithoutWeightIsZero) {
+  const int64_t vocab = 600, rows = 2;
+  std::vector<float> logits(rows * vocab, 1.0f);
+  logits[3] = std::numeric_limits<float>::quiet_NaN();
+  logits[4] = kInf;
+  logits[vocab + 9] = -kInf;
+  const auto s = statistics(logits, vocab, 1);
+  std::vector<float> max_prob{s[0].max_prob, s[1].max_prob}, entropy{s[0].entropy, s[1].entropy},
+      weight{0.0f, 1.0f}, top(rows);
+  std::vector<int64_t> argmax{s[0].argmax, s[1].argmax};
+  const EntropyParams p{logits.data(),   rows,           vocab,         argmax.data(),
+                        max_prob.data(), entropy.data(), weight.data(), top.data()};
+  EXPECT_EQ(launch_entropy_adjoint(p, Number::fp32, nullptr), 0);
+  for (int64_t v = 0; v < vocab; ++v) ASSERT_EQ(logits[v], 0.0f) << v;
+  EXPECT_EQ(logits[vocab + 9], 0.0f);
 }
 
 TYPED_TEST(RowKernels, EntropyAdjointIsTheDerivative) {
@@ -288,6 +324,11 @@ Shares shares(const std::vector<double>& weight, int64_t top_k, double top_p) {
   return s;
 }
 
+struct Cuts {
+  int64_t top_k;
+  double top_p;
+};
+
 TYPED_TEST(RowKernels, SamplesInvertTheDistribution) {
   const int64_t vocab = 700, rows = 24;
   const float temperature = 0.8f;
@@ -304,10 +345,6 @@ TYPED_TEST(RowKernels, SamplesInvertTheDistribution) {
   uniforms[1] = 1 - 1e-14;
   std::vector<double> weight(vocab);
   for (int64_t v = 0; v < vocab; ++v) weight[v] = std::exp(to_float(row[v]) / double{temperature});
-  struct Cuts {
-    int64_t top_k;
-    double top_p;
-  };
   for (const Cuts& cuts : {Cuts{0, 1.0}, Cuts{1, 1.0}, Cuts{30, 1.0}, Cuts{0, 0.6}, Cuts{90, 0.85},
                            Cuts{5000, 0.999}}) {
     const Shares wanted = shares(weight, cuts.top_k, cuts.top_p);
@@ -324,6 +361,33 @@ TYPED_TEST(RowKernels, SamplesInvertTheDistribution) {
       EXPECT_GE(uniforms[r], wanted.from[tokens[r]] - 1e-6) << cuts.top_k << " " << cuts.top_p;
       EXPECT_LE(uniforms[r], wanted.to[tokens[r]] + 1e-6) << cuts.top_k << " " << cuts.top_p;
     }
+  }
+}
+
+// case F17
+TYPED_TEST(RowKernels, SamplesAreRightAtTheEndsOfTheTemperature) {
+  const int64_t vocab = 40, rows = 37;
+  std::vector<TypeParam> logits;
+  std::vector<double> uniforms;
+  for (int64_t r = 0; r < rows; ++r) {
+    uniforms.push_back((static_cast<double>(r) + 0.5) / rows);
+    for (int64_t v = 0; v < vocab; ++v) {
+      const float x = v % 13 == 0 ? -kInf : static_cast<float>(v % 7);  // four can not be drawn
+      logits.push_back(from_float<TypeParam>(v == 17 ? 9.0f : x));
+    }
+  }
+  for (const Cuts& cuts : {Cuts{0, 1.0}, Cuts{38, 0.99}}) {
+    const auto drawn = [&](float inverse_temperature) {
+      std::vector<int64_t> tokens(rows, -1);
+      const SampleParams p{logits.data(), uniforms.data(),     tokens.data(), rows,
+                           vocab,         inverse_temperature, cuts.top_k,    cuts.top_p};
+      EXPECT_EQ(launch_sample(p, kNumber<TypeParam>, nullptr), 0);
+      return tokens;
+    };
+    const auto hot = drawn(std::numeric_limits<float>::min());
+    EXPECT_GE(std::set<int64_t>(hot.begin(), hot.end()).size(), 35u);  // of 36 alike
+    for (int64_t token : hot) EXPECT_NE(token % 13, 0);
+    for (int64_t token : drawn(std::numeric_limits<float>::max())) EXPECT_EQ(token, 17);
   }
 }
 

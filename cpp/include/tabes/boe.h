@@ -104,6 +104,7 @@ class TABES_API BoE : public Policy {
   bool on_device(const Denoiser& model) const override;
   DeviceDecision decide_on_device(const DeviceStep& step) const override;
   Pace pace() const override { return options_.factor > 0 ? Pace::adaptive : Pace::quota; }
+  bool at_least_quota() const override { return true; }
   bool wants_waiting() const override { return options_.probes != ProbeRule::candidates; }
   bool wants_context(const std::vector<int64_t>& step) const override;
   const BoEOptions& options() const { return options_; }

@@ -83,7 +83,8 @@ struct GradientRequest {
   at::Tensor weight;         // [probes] real: each probe's entropy counts so much; undefined: 1
   at::Tensor forbidden;      // [f] int64: tokens of probability 0
   // Frozen context: inactive rows keep the keys and values they have in this, and only active rows
-  // are computed. It is left as it was found. Null: the exact forward pass.
+  // are computed. It is left as it was found, if the pass throws as well. Null: the exact forward
+  // pass.
   Context* frozen = nullptr;
   Poll poll = {};
 };
@@ -121,7 +122,9 @@ class TABES_API Denoiser {
 
   // The same in a frozen context: the `active` rows, which must hold all that predict `rows`, are
   // computed, and their keys and values in the context are those of this pass from then on; all
-  // other rows keep what they had. Throws InputError for a model that keeps no context.
+  // other rows keep what they had. Throws InputError for a model that keeps no context, and for a
+  // context that is not of this model and batch. If it throws while it computes, the context is
+  // spoiled: passes in it are refused with InputError from then on.
   virtual at::Tensor encode_active(const PackedBatch& batch, const RowSet& active,
                                    const RowSet& rows, Context& context,
                                    const Poll& poll = {}) const;

@@ -18,8 +18,10 @@ namespace tabes {
 // What one step did. The tensors are [k] on the CPU, one entry a revealed token, by sequence and
 // position.
 struct StepRecord {
-  int64_t step = 0;                       // counts from 0
-  int64_t steps = 0;                      // how many there will be at most
+  int64_t step = 0;  // counts from 0
+  // How many there will be at most: the schedule's, unless the policy keeps to none; then a step
+  // for every mask that is left.
+  int64_t steps = 0;
   std::vector<int64_t> masked;            // masked positions of every sequence before the step
   std::vector<int64_t> eligible;          // of these, how many could be revealed
   int64_t scored = 0;                     // rows whose influence was computed; else all eligible
@@ -68,11 +70,13 @@ struct GenerateOptions {
   int64_t top_k = 0;
   double top_p = 1.0;
   // Classifier-free guidance: u + (cfg_scale + 1) (c - u) with u the logits of the canvas whose
-  // given tokens are masked as well. 0: off.
+  // given tokens are masked as well; as probabilities p_c^(cfg_scale + 1) / p_u^cfg_scale. So a
+  // token whose c is -inf is never written, and tokens of which only u is -inf come before all
+  // others. 0: off; at most 1e9.
   double cfg_scale = 0.0;
   uint64_t seed = 0;
-  // The number each sequence's draws are keyed by; none: 0, 1, 2, ... Give a sequence the same
-  // number and it is decoded the same way in any batch.
+  // The number each sequence's draws are keyed by, 0 or above, all of its bits; none: 0, 1, 2, ...
+  // Give a sequence the same number and it is decoded the same way in any batch.
   std::vector<int64_t> sequence_ids;
   std::vector<int64_t> forbidden;       // token ids never written; the mask never is
   bool allow_special = false;           // write ModelInfo::special_token_ids as well
@@ -114,7 +118,8 @@ struct GenerateResult {
 // mask tokens anywhere; other tokens are never changed. Throws InputError for an argument out of
 // range, an empty sequence or batch, one longer than the model allows, a token outside the
 // vocabulary or nothing to fill; NumericsError, naming step, sequence and position, if the model
-// computes NaN.
+// computes NaN or +inf, or -inf at every token that may be written; DeviceError if memory runs out;
+// Error for what else PyTorch fails with. A logit of -inf is a token of probability zero.
 TABES_API GenerateResult generate(const Denoiser& model, const std::vector<at::Tensor>& sequences,
                                   const GenerateOptions& options = {});
 

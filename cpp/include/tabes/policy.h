@@ -183,6 +183,10 @@ class TABES_API Policy {
 
   virtual Pace pace() const { return Pace::quota; }
 
+  // Under Pace::adaptive: whether no count is below the quota, so that the schedule says how many
+  // steps there are at most.
+  virtual bool at_least_quota() const { return false; }
+
   // Whether decide_on_device() is there for this model; not under Pace::timed.
   virtual bool on_device(const Denoiser& model) const {
     (void)model;

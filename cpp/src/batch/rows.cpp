@@ -10,7 +10,8 @@
 
 namespace tabes {
 bool is_token_row(const at::Tensor& tokens) {
-  return tokens.defined() && tokens.dim() == 1 && at::isIntegralType(tokens.scalar_type(), false);
+  return tokens.defined() && tokens.dim() == 1 && tokens.layout() == at::kStrided &&
+         !tokens.is_meta() && at::isIntegralType(tokens.scalar_type(), false);
 }
 
 std::vector<HostTokens> checked_tokens(const ModelInfo& info,

@@ -14,7 +14,15 @@ void require(bool ok, const std::string& message) {
   if (!ok) throw InputError(message);
 }
 
-void check(const GenerateOptions& o, size_t batch) {
+// Beyond this guided logits could overflow.
+constexpr double kMaxScale = 1e9;
+// A policy that takes all of its steps records each of them.
+constexpr int64_t kMaxTimedSteps = 1'000'000;
+
+void check(const GenerateOptions& o, Pace pace, size_t batch) {
+  require(pace != Pace::timed || o.steps <= kMaxTimedSteps,
+          text("steps must be at most ", kMaxTimedSteps, ", not ", o.steps,
+               ", with a policy that takes all of them"));
   require(o.steps >= 1, text("steps must be at least 1, not ", o.steps));
   require(!o.block_length || *o.block_length >= 1,
           text("block_length must be at least 1, not ", o.block_length.value_or(0)));
@@ -22,8 +30,8 @@ void check(const GenerateOptions& o, size_t batch) {
           text("temperature must be 0 (take the likeliest token) or above, not ", o.temperature));
   require(o.top_p > 0 && o.top_p <= 1, text("top_p must be in (0, 1], not ", o.top_p));
   require(o.top_k >= 0, text("top_k must be 0 (no cut) or above, not ", o.top_k));
-  require(std::isfinite(o.cfg_scale) && o.cfg_scale >= 0,
-          text("cfg_scale must be 0 (off) or above, not ", o.cfg_scale));
+  require(o.cfg_scale >= 0 && o.cfg_scale <= kMaxScale,
+          text("cfg_scale must be from 0 (off) to ", kMaxScale, ", not ", o.cfg_scale));
   require(o.refresh_every >= 0,
           text("refresh_every must be 0 (never again) or above, not ", o.refresh_every));
   require(o.refresh_every == 1 || o.cfg_scale == 0,
@@ -31,6 +39,10 @@ void check(const GenerateOptions& o, size_t batch) {
                " does not go with guidance; leave refresh_every or cfg_scale at its default"));
   require(o.sequence_ids.empty() || o.sequence_ids.size() == batch,
           text("sequence_ids has ", o.sequence_ids.size(), " entries for ", batch, " sequences"));
+  for (size_t b = 0; b < o.sequence_ids.size(); ++b) {
+    require(o.sequence_ids[b] >= 0, text("sequence_ids[", b, "] is ", o.sequence_ids[b],
+                                         "; number sequences from 0 to 2^63 - 1"));
+  }
 }
 
 // The mask, special tokens, the caller's, and with logits_eos_inf the ends of text.
@@ -52,15 +64,15 @@ Decode::Decode(const Denoiser& model, const std::vector<at::Tensor>& sequences,
       pace_(policy_->pace()),
       model_(model) {
   std::vector<HostTokens> given = checked_tokens(info_, sequences);
-  check(options, given.size());
+  check(options, pace_, given.size());
   forbidden_ = to_tensor(all_forbidden(options, info_), info_.device);
   int64_t masks = 0;
   for (size_t b = 0; b < given.size(); ++b) {
     const size_t length = given[b].size();
     rows_ += static_cast<int64_t>(length);
-    Schedule schedule(given[b], info_.mask_token_id, options.steps, options.block_length, b, pace_);
+    Schedule schedule(given[b], info_.mask_token_id, options.steps, options.block_length, b, pace_,
+                      policy_->at_least_quota());
     masks += schedule.masked();
-    steps_ = std::max(steps_, schedule.total_steps());
     HostTokens unguided;
     if (options.cfg_scale > 0) unguided.assign(length, info_.mask_token_id);
     const int64_t id =
@@ -102,6 +114,17 @@ bool Decode::unfinished() const {
                      [](const Canvas& c) { return !c.schedule.done(); });
 }
 
+int64_t Decode::most_steps(int64_t number) const {
+  int64_t left = 0;
+  for (const Canvas& c : canvases_) left = std::max(left, c.schedule.steps_left());
+  return number + left;
+}
+
+int64_t Decode::least_count(const Schedule& schedule) const {
+  if (pace_ != Pace::adaptive) return 0;
+  return policy_->at_least_quota() ? schedule.quota() : 1;
+}
+
 bool Decode::may_freeze() const {
   const int64_t every = options_.refresh_every;
   return every != 1 && context_ && (every == 0 || since_full_ < every);
@@ -137,8 +160,8 @@ void Decode::close(GenerateResult& result) const {
 }
 
 void Decode::not_finite(int64_t number, size_t place, int64_t position, const char* what) {
-  throw NumericsError(text("step ", number, ", sequence ", place, ", position ", position, ": ",
-                           what, "; check the checkpoint and try dtype float32"));
+  throw NumericsError(
+      text("step ", number, ", sequence ", place, ", position ", position, ": ", what));
 }
 
 std::string Decode::out_of_memory(int64_t number) const {

@@ -29,12 +29,17 @@ class Decode {
   bool replays_passes() const { return replayed_ != nullptr; }
 
  protected:
-  static constexpr const char* kLogitsNaN =
-      "the model's logits are NaN, or infinite at every token";
+  static constexpr const char* kBadLogits =
+      "the model's logits hold NaN or +infinity, or are -infinity at every token that may be "
+      "written; check the checkpoint and try dtype float32";
   static constexpr const char* kScoreNaN = "the policy's score is NaN";
 
   std::vector<at::Tensor> tokens() const;
   bool unfinished() const;
+  // How many steps there will be at most, step `number` being the next.
+  int64_t most_steps(int64_t number) const;
+  // The fewest rows that a policy of its own pace may reveal of a sequence.
+  int64_t least_count(const Schedule& schedule) const;
   // Adds a step's rows to those of the whole decode.
   static void count_rows(const StepRecord& record, GenerateResult& result);
   // Completes the result of a decode whose steps are done.
@@ -69,7 +74,6 @@ class Decode {
   std::unique_ptr<ReplayedDenoiser> replayed_;
   std::unique_ptr<Context> context_;  // of the last pass
   int64_t rows_ = 0;
-  int64_t steps_ = 0;  // of the longest sequence
 
  private:
   // What to say if memory runs out in a step.

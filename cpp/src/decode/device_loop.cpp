@@ -147,7 +147,7 @@ GenerateResult DeviceLoop::run() {
     if (pending) within_step(number, read);
     pending = std::move(step);
   }
-  if (pending) within_step(steps_, read);
+  if (pending) within_step(pending->record.step, read);
   keep_unfinished();
   for (Canvas& c : canvases_) {
     const at::Tensor own = finished_[c.place].to(at::kCPU);

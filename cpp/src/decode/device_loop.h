@@ -9,7 +9,6 @@
 
 #include <chrono>
 #include <limits>
-#include <map>
 #include <optional>
 #include <vector>
 
@@ -62,7 +61,7 @@ class DeviceLoop : protected Decode {
   };
   // The rows to be looked at: the eligible ones, and others up to the bound.
   struct Looked {
-    const Ragged& shape;
+    Ragged shape;
     at::Tensor position = {}, row = {}, valid = {};  // [B, K]
     RowSet set = {};
     std::optional<RowSet> active = {};  // in a frozen pass
@@ -95,7 +94,8 @@ class DeviceLoop : protected Decode {
   void keep_unfinished();
   // Of the next step; `pending`: the one before it has not been read.
   Bounds bounds(bool pending) const;
-  const Ragged& ragged(const std::vector<int64_t>& counts);
+  // The shape of these counts, which is `last` if that has them.
+  const Ragged& ragged(const std::vector<int64_t>& counts, std::optional<Ragged>& last) const;
   Masks masks() const;
   Looked looked_at(const Masks& masks, const Bounds& most, bool frozen);
   // The pass over the live sequences.
@@ -114,7 +114,8 @@ class DeviceLoop : protected Decode {
   State state_;
   at::Tensor number_;  // [1] of the step, on the device
   at::Tensor ends_;    // ids of end tokens, if these are revealed last
-  std::map<std::vector<int64_t>, Ragged> shapes_;
+  // Of the last step: what was looked at, and what a frozen pass computed.
+  std::optional<Ragged> columns_, active_;
   std::vector<at::Tensor> finished_;  // tokens by place, of sequences left out
 };
 

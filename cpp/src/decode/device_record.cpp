@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "decode/answers.h"
 #include "decode/device_loop.h"
 
 namespace tabes {
@@ -21,10 +22,21 @@ bool DeviceLoop::finish(Pending& step, StepRecord* before) {
   const double* value = step.rows.const_data_ptr<double>();
   const int64_t* counts = step.sequences.const_data_ptr<int64_t>();
   const size_t all = canvases_.size();
+  if (pace_ == Pace::adaptive) record.steps = most_steps(record.step);
   record.masked.assign(all, 0);
   record.eligible.assign(all, 0);
   record.predicted_fall.assign(all, kNan);
   record.realised_fall.assign(all, kNan);
+  // First what the model said, of all rows: what is wrong there may be so in any score.
+  for (const auto& [field, what] :
+       {std::pair{kEntropy, kBadLogits}, std::pair{kScore, kScoreNaN}}) {
+    for (int64_t i = 0; i < static_cast<int64_t>(step.live.size()) * columns; ++i) {
+      const double* f = value + i * fields;
+      if (f[kValid] == 0 || !std::isnan(f[field])) continue;
+      not_finite(record.step, step.live[i / columns]->place, static_cast<int64_t>(f[kPosition]),
+                 what);
+    }
+  }
   std::vector<int64_t> sequence, position, token;
   std::vector<double> confidence, entropy, score, influence;
   std::vector<char> by_confidence;
@@ -42,12 +54,6 @@ bool DeviceLoop::finish(Pending& step, StepRecord* before) {
       const double* f = value + (static_cast<int64_t>(b) * columns + k) * fields;
       if (f[kValid] == 0) continue;
       const auto at = static_cast<int64_t>(f[kPosition]);
-      if (std::isnan(f[kEntropy])) {
-        not_finite(record.step, c.place, at, kLogitsNaN);
-      }
-      if (std::isnan(f[kScore])) {
-        not_finite(record.step, c.place, at, kScoreNaN);
-      }
       entropies[at] = f[kEntropy];
       if (!std::isnan(f[kInfluence])) ++scored;
       if (f[kProbe] != 0) {
@@ -73,7 +79,10 @@ bool DeviceLoop::finish(Pending& step, StepRecord* before) {
     }
     if (steered) record.predicted_fall[c.place] = predicted;
     c.expected = steered ? std::move(expected) : Expectation{};
-    if (pace_ == Pace::adaptive && counts[3 * b + 1] > 0) c.schedule.advance(counts[3 * b + 2]);
+    if (pace_ == Pace::adaptive && counts[3 * b + 1] > 0) {
+      check_count(*policy_, counts[3 * b + 2], least_count(c.schedule), counts[3 * b + 1]);
+      c.schedule.advance(counts[3 * b + 2]);
+    }
   }
   record.scored = scored;
   if (scored == 0) {

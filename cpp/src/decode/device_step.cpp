@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "decode/answers.h"
 #include "decode/counted.h"
 #include "decode/device_loop.h"
 #include "ops/ops.h"
@@ -45,9 +46,11 @@ DeviceLoop::Bounds DeviceLoop::bounds(bool pending) const {
   return result;
 }
 
-const Ragged& DeviceLoop::ragged(const std::vector<int64_t>& counts) {
+const Ragged& DeviceLoop::ragged(const std::vector<int64_t>& counts,
+                                 std::optional<Ragged>& last) const {
   const int64_t width = *std::max_element(counts.begin(), counts.end());
-  return shapes_.try_emplace(counts, counts, width, info_.device).first->second;
+  if (!last || last->counts() != counts) last.emplace(counts, width, info_.device);
+  return *last;
 }
 
 DeviceLoop::Masks DeviceLoop::masks() const {
@@ -63,17 +66,17 @@ DeviceLoop::Masks DeviceLoop::masks() const {
   const at::Tensor known_block = m.block.clamp_max(s.block_steps.size(1) - 1);
   const at::Tensor steps = s.block_steps.gather(1, known_block.unsqueeze(1)).squeeze(1);
   const at::Tensor left = (steps - m.done).clamp_min(1);
-  m.quota = (m.eligible + left - 1).div(left, "floor");
+  m.quota = (m.eligible - 1).div(left, "floor") + 1;  // rounded up, at any number of steps
   return m;
 }
 
 DeviceLoop::Looked DeviceLoop::looked_at(const Masks& m, const Bounds& most, bool frozen) {
   const State& s = state_;
   const int64_t n = s.size(), width = s.width();
-  Looked rows{ragged(most.columns)};
+  Looked rows{ragged(most.columns, columns_)};
   at::Tensor key = at::where(m.is_eligible, 0, at::where(s.inside, 2, 3));
   if (frozen) {
-    const Ragged& around = ragged(most.active);
+    const Ragged& around = ragged(most.active, active_);
     const at::Tensor changed = m.is_eligible | s.before;
     const at::Tensor cells = leading(at::where(changed, 0, key), around);
     const auto at_cells = [&](const at::Tensor& t) {
@@ -116,7 +119,8 @@ DeviceLoop::Pending DeviceLoop::launch(int64_t number, bool pending) {
   step.start = std::chrono::steady_clock::now();
   step.live = s.live;
   step.record.step = number;
-  step.record.steps = steps_;
+  // Under an adaptive pace the step before is not read yet: see finish().
+  step.record.steps = most_steps(number);
 
   Bounds most = bounds(pending);
   const Masks m = masks();
@@ -133,13 +137,28 @@ DeviceLoop::Pending DeviceLoop::launch(int64_t number, bool pending) {
   const PackedBatch batch{s.tokens, s.cu_seqlens};
   Work work;
   const CountedDenoiser counted(model(), work);
-  const DeviceDecision decision =
-      policy_->decide_on_device({counted,      batch,          rows.row,      rows.position,
-                                 rows.valid,   predictions,    seen.features, rows.shape.places(),
-                                 forbidden_,   context_.get(), m.eligible,    m.quota,
-                                 s.sequence,   s.first,        number_,       s.steps,
-                                 number,       most.eligible,  most.quota,    options_.seed,
-                                 options_.poll});
+  DeviceDecision decision = policy_->decide_on_device({.model = counted,
+                                                       .batch = batch,
+                                                       .row = rows.row,
+                                                       .position = rows.position,
+                                                       .valid = rows.valid,
+                                                       .predictions = predictions,
+                                                       .features = seen.features,
+                                                       .place = rows.shape.places(),
+                                                       .forbidden = forbidden_,
+                                                       .context = context_.get(),
+                                                       .eligible = m.eligible,
+                                                       .quota = m.quota,
+                                                       .sequence = s.sequence,
+                                                       .first = s.first,
+                                                       .step = number_,
+                                                       .steps = s.steps,
+                                                       .number = number,
+                                                       .most_eligible = most.eligible,
+                                                       .most_quota = most.quota,
+                                                       .seed = options_.seed,
+                                                       .poll = options_.poll});
+  decision = checked(*policy_, std::move(decision), rows.valid.sizes(), rows.valid.device());
   step.record.forward_rows += work.forward_rows;
   step.record.backward_rows += work.backward_rows;
   step.record.head_rows += work.head_rows;

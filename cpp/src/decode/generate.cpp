@@ -18,11 +18,8 @@ namespace {
 // than about 240 take the time in which the weights are read, however many rows there are.
 constexpr int64_t kReplayBucket = 32;
 
-}  // namespace
-
-GenerateResult generate(const Denoiser& model, const std::vector<at::Tensor>& sequences,
-                        const GenerateOptions& options) {
-  enter(model.info().device);
+GenerateResult decoded(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+                       const GenerateOptions& options) {
   Decode decode(model, sequences, options);
   const std::string why_not = decode.bound_to_host();
   if (options.on_device.value_or(false) && !why_not.empty()) {
@@ -43,6 +40,18 @@ GenerateResult generate(const Denoiser& model, const std::vector<at::Tensor>& se
   return DeviceLoop(std::move(decode), bucket).run();
 }
 
+}  // namespace
+
+GenerateResult generate(const Denoiser& model, const std::vector<at::Tensor>& sequences,
+                        const GenerateOptions& options) {
+  enter(model.info().device);
+  return within_memory([&] { return decoded(model, sequences, options); },
+                       [&] {
+                         return text("out of memory on ", model.info().device, " for ",
+                                     sequences.size(), " sequences: decode fewer at a time");
+                       });
+}
+
 at::Tensor with_masks(const Denoiser& model, const at::Tensor& prompt, int64_t gen_length) {
   if (!is_token_row(prompt)) refuse("the prompt must be a 1-D tensor of integer token ids");
   const ModelInfo& info = model.info();
@@ -51,25 +60,29 @@ at::Tensor with_masks(const Denoiser& model, const at::Tensor& prompt, int64_t g
     refuse("a prompt of ", prompt.size(0), " tokens and gen_length ", gen_length,
            " exceed the model's ", info.max_length, " positions");
   }
-  return at::cat(
-      {prompt.to(at::kCPU, at::kLong), at::full({gen_length}, info.mask_token_id, at::kLong)});
+  return within_memory(
+      [&] {
+        const at::Tensor masks = at::full({gen_length}, info.mask_token_id, at::kLong);
+        return at::cat({prompt.to(at::kCPU, at::kLong), masks});
+      },
+      [&] { return text("out of memory for ", gen_length, " masks: lower gen_length"); });
 }
 
 at::Tensor logits(const Denoiser& model, const std::vector<at::Tensor>& sequences) {
   enter(model.info().device);
   const PlainDispatch plain;
-  const std::vector<HostTokens> tokens = checked_tokens(model.info(), sequences);
-  std::vector<const HostTokens*> pointers;
-  for (const HostTokens& t : tokens) pointers.push_back(&t);
   return within_memory(
       [&] {
+        const std::vector<HostTokens> tokens = checked_tokens(model.info(), sequences);
+        std::vector<const HostTokens*> pointers;
+        for (const HostTokens& t : tokens) pointers.push_back(&t);
         const PackedBatch batch = pack(pointers, model.info().device);
         const at::Tensor out = model.project(model.encode(batch, all_rows(batch)));
         return out.scalar_type() == at::kDouble ? out : out.to(at::kFloat);
       },
       [&] {
-        return text("out of memory on ", model.info().device, " for the logits of ", tokens.size(),
-                    " sequences: pass fewer at a time, or shorter ones");
+        return text("out of memory on ", model.info().device, " for the logits of ",
+                    sequences.size(), " sequences: pass fewer at a time, or shorter ones");
       });
 }
 

@@ -12,6 +12,7 @@
 
 #include "batch/forbidden.h"
 #include "batch/select.h"
+#include "decode/answers.h"
 #include "decode/counted.h"
 #include "messages.h"
 
@@ -24,10 +25,6 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-void require(bool ok, const std::string& message) {
-  if (!ok) throw InputError(message);
 }
 
 }  // namespace
@@ -55,7 +52,7 @@ StepRecord Loop::step(int64_t number, StepRecord* before) {
   const auto start = Clock::now();
   Step now;
   now.record.step = number;
-  now.record.steps = steps_;
+  now.record.steps = most_steps(number);
   for (Canvas& c : canvases_) {
     now.record.masked.push_back(c.schedule.masked());
     now.record.eligible.push_back(0);
@@ -103,50 +100,43 @@ Decision Loop::decide(Step& now) const {
       [&](const std::vector<Ahead>& wanted) { return this->look_ahead(now, wanted); };
   Work work;
   const CountedDenoiser counted(model(), work);
-  const StepContext context{counted,
-                            now.layout.batch,
-                            now.layout.eligible,
-                            now.predicted.predictions,
-                            now.predicted.features,
-                            forbidden_,
-                            now.layout.waiting,
-                            now.waiting_entropy,
-                            context_.get(),
-                            states_,
-                            work,
-                            revealed_rows,
-                            revealed_confidence,
-                            place,
-                            sequence,
-                            steps,
-                            total,
-                            block_step,
-                            block_steps,
-                            first,
-                            quota,
-                            options_.seed,
-                            options_.poll,
-                            look_ahead};
+  const StepContext context{.model = counted,
+                            .batch = now.layout.batch,
+                            .eligible = now.layout.eligible,
+                            .predictions = now.predicted.predictions,
+                            .features = now.predicted.features,
+                            .forbidden = forbidden_,
+                            .waiting = now.layout.waiting,
+                            .waiting_entropy = now.waiting_entropy,
+                            .context = context_.get(),
+                            .states = states_,
+                            .work = work,
+                            .revealed = revealed_rows,
+                            .revealed_confidence = revealed_confidence,
+                            .place = place,
+                            .sequence = sequence,
+                            .step = steps,
+                            .steps = total,
+                            .block_step = block_step,
+                            .block_steps = block_steps,
+                            .first = first,
+                            .quota = quota,
+                            .seed = options_.seed,
+                            .poll = options_.poll,
+                            .look_ahead = look_ahead};
   const auto start = Clock::now();
   const double before = now.record.model_seconds;
-  Decision decision = policy_->decide(context);
+  Decision decision = checked(*policy_, policy_->decide(context), n, now.layout.batch.size(),
+                              now.layout.batch.rows());
   // A policy that computes gradients spends its time in the model.
   if (work.forward_rows > 0) now.record.model_seconds = before + seconds_since(start);
-  decision.score = decision.score.to(at::kCPU, at::kDouble).contiguous();
-  require(decision.score.dim() == 1 && decision.score.size(0) == n,
-          text("policy ", policy_->name(), " gave scores of shape ", decision.score.sizes(),
-               " for ", n, " eligible rows"));
-  check_finite(now.record, now.live, now.layout, decision.score, kScoreNaN);
-  const size_t counts = pace_ == Pace::quota ? 0 : now.live.size();
-  require(decision.count.size() == counts,
-          text("policy ", policy_->name(), " gave ", decision.count.size(), " counts for ", counts,
-               " sequences of its pace"));
+  check_numbers(now.record, now.live, now.layout.batch, now.layout.eligible, decision.score,
+                kScoreNaN);
   now.record.forward_rows += work.forward_rows;
   now.record.backward_rows += work.backward_rows;
   now.record.head_rows += work.head_rows;
   now.record.scored = n;
   if (decision.influence.defined()) {
-    decision.influence = decision.influence.to(at::kCPU, at::kDouble).contiguous();
     now.record.scored = decision.influence.isnan().logical_not().sum().item<int64_t>();
   }
   return decision;
@@ -204,11 +194,7 @@ int64_t Loop::count_of(const Step& now, const Decision& decision, size_t b) cons
   if (pace_ == Pace::quota) return schedule.quota();
   if (pace_ == Pace::timed && schedule.last_of_block()) return all;
   const int64_t count = decision.count[b];
-  const int64_t least = pace_ == Pace::adaptive ? 1 : 0;
-  if (count < least || count > all) {
-    refuse("policy ", policy_->name(), " reveals ", count, " rows of a sequence; ", least, " to ",
-           all, " are possible");
-  }
+  check_count(*policy_, count, least_count(schedule), all);
   return count;
 }
 
@@ -303,7 +289,7 @@ void Loop::write(Step& now, const Decision& decision) {
   record.position = to_tensor(position);
   record.token = tokens.index_select(0, rows);
   record.confidence = confidences.index_select(0, rows);
-  record.entropy = now.entropy.index_select(0, rows);
+  record.entropy = now.predicted.entropy.index_select(0, rows);
   record.score = decision.score.index_select(0, rows);
   record.influence =
       influence ? decision.influence.index_select(0, rows) : at::full_like(record.score, kNan);

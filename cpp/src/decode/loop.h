@@ -24,7 +24,6 @@ class Loop : Decode {
     Layout layout;
     Predicted predicted;
     at::Tensor waiting_entropy = at::empty({0});
-    at::Tensor entropy;  // [n] float64 on the CPU, finite
     // All rows that were looked at, the waiting ones among them, and their entropies.
     std::vector<int64_t> seen;
     std::vector<double> seen_entropy;
@@ -40,8 +39,9 @@ class Loop : Decode {
   // Makes the context kept that of these sequences; false: there is none, or it is to be renewed.
   bool follow_context(const std::vector<Canvas*>& live);
   // Completes a request for the rows it names and runs it.
+  // The entropies of what it predicts are numbers.
   Predicted forward(const std::vector<Canvas*>& canvases, PredictRequest request,
-                    StepRecord& record) const;
+                    StepRecord& record, const char* bad_logits = kBadLogits) const;
   std::vector<Predictions> look_ahead(Step& step, const std::vector<Ahead>& wanted) const;
   Decision decide(Step& step) const;
   // Completes the record of the step before with what has become of its probes.
@@ -56,8 +56,10 @@ class Loop : Decode {
   int64_t count_of(const Step& step, const Decision& decision, size_t b) const;
   // Masks rows again and says how many of each live sequence.
   std::vector<int64_t> mask_again(Step& step, const std::vector<int64_t>& rows) const;
-  void check_finite(const StepRecord& record, const std::vector<Canvas*>& canvases,
-                    const Layout& layout, const at::Tensor& values, const char* what) const;
+  // Of `values`, one of each row and on the CPU, none is NaN.
+  static void check_numbers(const StepRecord& record, const std::vector<Canvas*>& canvases,
+                            const PackedBatch& batch, const RowSet& rows, const at::Tensor& values,
+                            const char* what);
 
   mutable PolicyStates states_;              // of the policy, and of others that it calls
   std::vector<size_t> context_places_;       // the sequences the context is of

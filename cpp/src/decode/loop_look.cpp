@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cmath>
 
-#include "batch/column.h"
 #include "decode/loop.h"
 #include "messages.h"
 #include "ops/ops.h"
@@ -46,8 +45,6 @@ void Loop::look(Step& now) {
   } else {
     look_at_new(now);
   }
-  now.entropy = now.predicted.predictions.entropy.to(at::kCPU, at::kDouble);
-  check_finite(now.record, now.live, now.layout, now.entropy, kLogitsNaN);
 }
 
 bool Loop::follow_context(const std::vector<Canvas*>& live) {
@@ -86,10 +83,10 @@ void Loop::look_at_all(Step& now, bool keep_context) {
   }
   context_cu_seqlens_ = layout.batch.cu_seqlens;
 
-  const Column entropy(now.predicted.predictions.entropy);
+  const double* entropy = now.predicted.entropy.const_data_ptr<double>();
   const at::Tensor rows = wanted.rows.to(at::kCPU);
   now.seen.assign(rows.const_data_ptr<int64_t>(), rows.const_data_ptr<int64_t>() + rows.numel());
-  now.seen_entropy.assign(entropy.data(), entropy.data() + rows.numel());
+  now.seen_entropy.assign(entropy, entropy + rows.numel());
   if (layout.waiting.count() == 0) return;
   std::vector<int64_t> first, second;
   for (size_t i = 0; i < is_waiting.size(); ++i) {
@@ -102,6 +99,7 @@ void Loop::look_at_all(Step& now, bool keep_context) {
   p = {select(p.token), select(p.confidence), select(p.max_prob), select(p.margin),
        select(p.entropy)};
   now.predicted.features = select(now.predicted.features);
+  now.predicted.entropy = now.predicted.entropy.index_select(0, to_tensor(first));
 }
 
 void Loop::look_at_new(Step& now) {
@@ -136,10 +134,11 @@ void Loop::look_at_new(Step& now) {
     now.predicted.predictions = joined(parts);
     now.predicted.features = at::cat(features);
   }
+  now.predicted.entropy = now.predicted.predictions.entropy.to(at::kCPU, at::kDouble);
 }
 
 Predicted Loop::forward(const std::vector<Canvas*>& canvases, PredictRequest request,
-                        StepRecord& record) const {
+                        StepRecord& record, const char* bad_logits) const {
   const PackedBatch& batch = request.batch;
   const int64_t n = request.rows.count();
   const int64_t passes = options_.cfg_scale > 0 ? 2 : 1;
@@ -167,10 +166,12 @@ Predicted Loop::forward(const std::vector<Canvas*>& canvases, PredictRequest req
   }
   const auto start = std::chrono::steady_clock::now();
   Predicted predicted = predict(model(), request);
+  predicted.entropy = predicted.predictions.entropy.to(at::kCPU, at::kDouble);
   record.model_seconds +=
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   record.forward_rows += request.active ? request.active->count() : passes * batch.rows();
   record.head_rows += passes * n;
+  check_numbers(record, canvases, batch, request.rows, predicted.entropy, bad_logits);
   return predicted;
 }
 
@@ -202,10 +203,10 @@ std::vector<Predictions> Loop::look_ahead(Step& now, const std::vector<Ahead>& w
     pointers.push_back(&c);
   }
   const Layout layout = lay_out(pointers, info_, false);
-  const Predicted seen = forward(
-      pointers, {layout.batch, layout.eligible, nullptr, forbidden_, options_, {}}, now.record);
-  check_finite(now.record, pointers, layout, seen.predictions.entropy.to(at::kCPU, at::kDouble),
-               "looking ahead, the model's logits are NaN, or infinite at every token");
+  const std::string bad_logits = text("looking ahead, ", kBadLogits);
+  const Predicted seen =
+      forward(pointers, {layout.batch, layout.eligible, nullptr, forbidden_, options_, {}},
+              now.record, bad_logits.c_str());
   std::vector<Predictions> result;
   for (size_t i = 0; i < wanted.size(); ++i) {
     const int64_t from = layout.eligible.cu_rows[i];
@@ -217,15 +218,17 @@ std::vector<Predictions> Loop::look_ahead(Step& now, const std::vector<Ahead>& w
   return result;
 }
 
-void Loop::check_finite(const StepRecord& record, const std::vector<Canvas*>& canvases,
-                        const Layout& layout, const at::Tensor& values, const char* what) const {
+void Loop::check_numbers(const StepRecord& record, const std::vector<Canvas*>& canvases,
+                         const PackedBatch& batch, const RowSet& rows, const at::Tensor& values,
+                         const char* what) {
   const double* v = values.const_data_ptr<double>();
   const auto bad = std::find_if(v, v + values.numel(), [](double x) { return std::isnan(x); });
   if (bad == v + values.numel()) return;
   const int64_t i = bad - v;
-  const auto& cu = layout.eligible.cu_rows;
-  const size_t b = std::upper_bound(cu.begin(), cu.end(), i) - cu.begin() - 1;
-  not_finite(record.step, canvases[b]->place, layout.positions[i], what);
+  const size_t b =
+      std::upper_bound(rows.cu_rows.begin(), rows.cu_rows.end(), i) - rows.cu_rows.begin() - 1;
+  const int64_t row = rows.rows[i].item<int64_t>();
+  not_finite(record.step, canvases[b]->place, row - batch.cu_seqlens[b], what);
 }
 
 }  // namespace tabes

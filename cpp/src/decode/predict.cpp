@@ -5,16 +5,21 @@
 #include <ATen/ops/exp.h>
 #include <ATen/ops/gather.h>
 #include <ATen/ops/lerp.h>
+#include <ATen/ops/where.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "batch/pieces.h"
 #include "decode/column_statistics.h"
+#include "ops/call.h"
 #include "ops/ops.h"
 #include "plain_dispatch.h"
 
 namespace tabes {
 namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // The batch followed by its unguided twin, so that guidance is one forward pass over both.
 PackedBatch joined(const PackedBatch& a, const PackedBatch& b) {
@@ -29,6 +34,25 @@ RowSet joined(const RowSet& rows, int64_t offset) {
     both.cu_rows.push_back(rows.count() + rows.cu_rows[i]);
   }
   return both;
+}
+
+// u + (s + 1) (c - u) of guided logits c and unguided ones u, see GenerateOptions::cfg_scale:
+// beyond the guided logits, away from the unguided ones. As a distribution that is p_c^(s + 1) /
+// p_u^s, which says what -inf comes to. [n, V] of the type that statistics are computed in.
+at::Tensor guided(const at::Tensor& with, const at::Tensor& without, double scale) {
+  const at::ScalarType real = ops::accumulate_type(with.scalar_type());
+  const at::Tensor c = with.to(real), u = without.to(real);
+  at::Tensor logits = at::lerp(u, c, scale + 1.0);
+  const at::Tensor never = c.eq(-kInfinity);
+  logits.masked_fill_(never, -kInfinity);
+  // Tokens that only being given makes possible are infinitely likelier than all others; p_u, which
+  // is 0 of each, does not tell them apart.
+  const at::Tensor only_given = u.eq(-kInfinity).logical_and_(never.logical_not());
+  logits = at::where(only_given.any(1, /*keepdim=*/true),
+                     at::where(only_given, c * (scale + 1.0), -kInfinity), logits);
+  // A NaN or +inf in either pass must not be lost.
+  const at::Tensor good = c.lt(kInfinity).logical_and_(u.lt(kInfinity));
+  return logits.masked_fill_(good.logical_not_(), std::numeric_limits<double>::quiet_NaN());
 }
 
 }  // namespace
@@ -46,7 +70,9 @@ Predicted predict(const Denoiser& model, const PredictRequest& request) {
           ? model.encode(joined(request.batch, *request.unguided),
                          joined(request.rows, request.batch.rows()), options.poll, kept)
           : model.encode(request.batch, request.rows, options.poll, kept);
-  const int64_t piece = logits_at_once(model.info().vocab_size, features.element_size());
+  // Guided logits are those of two passes and some numbers of their own.
+  const int64_t copies = request.unguided ? 6 : 1;
+  const int64_t piece = logits_at_once(copies * model.info().vocab_size, features.element_size());
 
   if (n > piece && options.temperature == 0 && !request.unguided && model.projects_columns()) {
     // Drawing needs whole rows; without it the weights are read once, not once a piece.
@@ -60,14 +86,12 @@ Predicted predict(const Denoiser& model, const PredictRequest& request) {
   for (int64_t from = 0; from < n; from += piece) {
     if (options.poll) options.poll();
     const int64_t count = std::min(piece, n - from);
-    at::Tensor logits = model.project(features.narrow(0, from, count));
-    if (request.unguided) {
-      // u + (s + 1)(c - u): beyond the guided logits, away from the unguided ones.
-      const at::Tensor without = model.project(features.narrow(0, n + from, count));
-      logits = at::lerp(without, logits, options.cfg_scale + 1.0);
-    }
-    logits = logits.contiguous();
-    logits.index_fill_(1, request.forbidden, -std::numeric_limits<double>::infinity());
+    const auto projected = [&](int64_t first) {
+      at::Tensor logits = model.project(features.narrow(0, first, count)).contiguous();
+      return logits.index_fill_(1, request.forbidden, -kInfinity);
+    };
+    at::Tensor logits = projected(from);
+    if (request.unguided) logits = guided(logits, projected(n + from), options.cfg_scale);
     const ops::RowStatistics s = ops::row_statistics(logits);
     at::Tensor token = s.argmax, confidence = s.max_prob;
     if (options.temperature > 0) {

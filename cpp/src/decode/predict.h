@@ -25,8 +25,9 @@ struct PredictRequest {
 };
 
 struct Predicted {
-  Predictions predictions;           // at request.rows
-  at::Tensor features;               // [n, F] of these rows, without guidance
+  Predictions predictions;  // at request.rows
+  at::Tensor features;      // [n, F] of these rows, without guidance
+  at::Tensor entropy = {};  // [n] float64 on the CPU: the predictions', once the host has looked
   std::unique_ptr<Context> context;  // if it was to be kept; its first rows are the batch's
 };
 

@@ -7,8 +7,8 @@
 namespace tabes {
 
 Schedule::Schedule(const HostTokens& tokens, int64_t mask_token_id, int64_t steps,
-                   std::optional<int64_t> block_length, size_t number, Pace pace)
-    : pace_(pace) {
+                   std::optional<int64_t> block_length, size_t number, Pace pace, bool keeps_quota)
+    : pace_(pace), keeps_quota_(keeps_quota) {
   const auto is_mask = [&](int64_t t) { return t == mask_token_id; };
   const auto first = std::find_if(tokens.begin(), tokens.end(), is_mask);
   const int64_t length = static_cast<int64_t>(tokens.size());
@@ -30,11 +30,20 @@ Schedule::Schedule(const HostTokens& tokens, int64_t mask_token_id, int64_t step
   for (int64_t i = 0; i < count; ++i) {
     Block& b = blocks_[i];
     b.steps = std::max<int64_t>(1, steps / count + (i < steps % count ? 1 : 0));
-    // An adaptive policy may take a step for every mask.
-    total_steps_ += pace == Pace::timed      ? b.steps
-                    : pace == Pace::adaptive ? b.masks
-                                             : std::min(b.steps, b.masks);
   }
+  total_steps_ = steps_left();
+}
+
+int64_t Schedule::steps_left() const {
+  int64_t left = 0;
+  for (size_t i = block_; i < blocks_.size(); ++i) {
+    const Block& b = blocks_[i];
+    const bool any = pace_ == Pace::adaptive && !keeps_quota_;  // then a mask may take a step
+    left += pace_ == Pace::timed ? b.steps - b.done
+            : any                ? b.masks
+                                 : std::min(std::max<int64_t>(1, b.steps - b.done), b.masks);
+  }
+  return left;
 }
 
 namespace {

@@ -21,9 +21,10 @@ class Schedule {
   // Blocks of `block_length` positions from the first mask on (none: one block to the end); those
   // without a mask are left out. Each block gets steps / blocks steps, the remainder going to the
   // first ones. Throws InputError, naming sequence `number`, if there are more blocks than steps,
-  // unless the pace is adaptive.
+  // unless the pace is adaptive. `keeps_quota`: no step reveals fewer rows than its quota.
   Schedule(const HostTokens& tokens, int64_t mask_token_id, int64_t steps,
-           std::optional<int64_t> block_length, size_t number, Pace pace = Pace::quota);
+           std::optional<int64_t> block_length, size_t number, Pace pace = Pace::quota,
+           bool keeps_quota = true);
 
   bool done() const { return block_ == blocks_.size(); }
   // Positions [begin, end) of the current block; its masked positions are eligible.
@@ -33,8 +34,10 @@ class Schedule {
   // Masks the next step reveals: those left over the steps left, rounded up. This is LLaDA's
   // division with the remainder going to the early steps.
   int64_t quota() const;
-  int64_t total_steps() const { return total_steps_; }  // at most
-  int64_t start() const { return start_; }              // the first position that was masked
+  int64_t total_steps() const { return total_steps_; }  // at most, from the beginning
+  // How many steps are still to come: exactly, or at most under an adaptive pace.
+  int64_t steps_left() const;
+  int64_t start() const { return start_; }  // the first position that was masked
   int64_t block_step() const { return blocks_[block_].done; }
   int64_t block_steps() const { return blocks_[block_].steps; }
   // Whether the next step must reveal all that is left of the block.
@@ -54,6 +57,7 @@ class Schedule {
 
  private:
   Pace pace_;
+  bool keeps_quota_;
   std::vector<Block> blocks_;
   size_t block_ = 0;
   int64_t masked_ = 0;

@@ -68,12 +68,13 @@ class ReplayedTransformer final : public ReplayedDenoiser {
     std::vector<int64_t> shape =
         shape_of(kActive, {&batch.cu_seqlens, &active.cu_rows, &rows.cu_rows});
     shape.push_back(active.valid.defined());
-    return replay_.graphs.run(
-        shape, {batch.tokens, active.rows, rows.rows, active.valid},
-        [&](const Tensors& in) -> Tensors {
-          return {model_.encode_active({in[0], batch.cu_seqlens}, {in[1], active.cu_rows, in[3]},
-                                       {in[2], rows.cu_rows}, context, {})};
-        })[0];
+    auto& frozen = static_cast<FrozenContext&>(context);
+    const PassGraphs::Work work = [&](const Tensors& in) -> Tensors {
+      return {model_.pass_in(frozen, {in[0], batch.cu_seqlens}, {in[1], active.cu_rows, in[3]},
+                             {in[2], rows.cu_rows}, {})};
+    };
+    return in_context(&frozen, shape, {batch.tokens, active.rows, rows.rows, active.valid},
+                      work)[0];
   }
 
   EntropyGradient entropy_gradient(const GradientRequest& r) const override {
@@ -87,8 +88,8 @@ class ReplayedTransformer final : public ReplayedDenoiser {
       shape.push_back(t->defined());
     }
     EntropyGradient result;
-    const auto numbers = replay_.graphs.run(
-        shape,
+    const auto numbers = in_context(
+        static_cast<FrozenContext*>(r.frozen), shape,
         {r.batch.tokens, r.active.rows, r.candidates.rows, r.probes.rows, r.offset, r.weight,
          r.forbidden, r.active.valid, r.candidates.valid},
         [&](const Tensors& in) -> Tensors {
@@ -108,6 +109,17 @@ class ReplayedTransformer final : public ReplayedDenoiser {
  private:
   using Tensors = PassGraphs::Tensors;
 
+  // Runs a pass; what fails in a context spoils it.
+  Tensors in_context(FrozenContext* context, const std::vector<int64_t>& shape,
+                     const Tensors& inputs, const PassGraphs::Work& work) const {
+    try {
+      return replay_.graphs.run(shape, inputs, work);
+    } catch (...) {
+      if (context) context->spoil();
+      throw;
+    }
+  }
+
   // The fixed memory's first rows as a context; null while another context has them.
   std::unique_ptr<FrozenContext> fixed(int64_t rows) const {
     if (replay_.owner.lock()) return nullptr;
@@ -125,7 +137,11 @@ class ReplayedTransformer final : public ReplayedDenoiser {
 
   // Moves a context there; false while another one has it.
   bool make_fixed(Context& given, int64_t rows) const {
-    auto& context = static_cast<FrozenContext&>(given);
+    auto* known = dynamic_cast<FrozenContext*>(&given);
+    if (!known || known->kv.empty() || known->kv[0].size(0) < rows) {
+      return false;  // which the model itself refuses
+    }
+    FrozenContext& context = *known;
     if (context.fixed) return true;
     const std::unique_ptr<FrozenContext> moved = fixed(rows);
     if (!moved) return false;

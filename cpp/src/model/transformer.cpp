@@ -28,6 +28,14 @@ void Transformer::check_lengths(const PackedBatch& batch) const {
   }
 }
 
+FrozenContext& Transformer::own(Context& context, const PackedBatch& batch) const {
+  auto* found = dynamic_cast<FrozenContext*>(&context);
+  if (!found || found->kv.size() != layers_.size() || found->kv[0].size(0) < batch.rows()) {
+    refuse("this context is not of this model and batch, or a pass in it failed: encode() anew");
+  }
+  return *found;
+}
+
 at::Tensor places(const at::Tensor& all, const at::Tensor& rows) {
   return at::searchsorted(all, rows);
 }
@@ -167,11 +175,21 @@ FrozenContext Transformer::empty_context(int64_t rows) const {
 at::Tensor Transformer::encode_active(const PackedBatch& batch, const RowSet& active,
                                       const RowSet& rows, Context& context,
                                       const Poll& poll) const {
-  const PlainDispatch plain;
   check_lengths(batch);
-  const Pass pass =
-      frozen_pass(batch, active, outputs_for(batch, rows), static_cast<FrozenContext&>(context),
-                  positions_of(batch.cu_seqlens, info_.device));
+  FrozenContext& frozen = own(context, batch);
+  try {
+    return pass_in(frozen, batch, active, rows, poll);
+  } catch (...) {
+    frozen.spoil();
+    throw;
+  }
+}
+
+at::Tensor Transformer::pass_in(FrozenContext& context, const PackedBatch& batch,
+                                const RowSet& active, const RowSet& rows, const Poll& poll) const {
+  const PlainDispatch plain;
+  const Pass pass = frozen_pass(batch, active, outputs_for(batch, rows), context,
+                                positions_of(batch.cu_seqlens, info_.device));
   return features(embed(batch.tokens.index_select(0, active.rows), pass.positions), pass, poll);
 }
 

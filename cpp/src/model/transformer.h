@@ -32,7 +32,14 @@ struct FrozenContext final : Context {
   std::shared_ptr<const void> fixed;
 
   void select(const at::Tensor& rows) override {
-    for (at::Tensor& t : kv) t = t.index_select(0, rows);
+    std::vector<at::Tensor> selected;
+    for (const at::Tensor& t : kv) selected.push_back(t.index_select(0, rows));
+    kv = std::move(selected);
+    fixed.reset();
+  }
+  // Of a pass that failed in it there is no telling what it holds: nothing, from now on.
+  void spoil() noexcept {
+    kv.clear();
     fixed.reset();
   }
 };
@@ -101,6 +108,9 @@ class Transformer : public Denoiser {
   bool is_replayable() const override { return replay_ != nullptr; }
   std::unique_ptr<ReplayedDenoiser> replayed() const override;
 
+  // encode_active() that leaves a context in which it fails as it then is.
+  at::Tensor pass_in(FrozenContext& context, const PackedBatch& batch, const RowSet& active,
+                     const RowSet& rows, const Poll& poll) const;
   // encode() whose context, if one is given, is written into `keep`.
   at::Tensor encode_into(const PackedBatch& batch, const RowSet& rows, const Poll& poll,
                          FrozenContext* keep) const;
@@ -119,6 +129,8 @@ class Transformer : public Denoiser {
   }
 
   void check_lengths(const PackedBatch& batch) const;
+  // A context of this model's, which holds these rows; InputError if it is none.
+  FrozenContext& own(Context& context, const PackedBatch& batch) const;
   // The rows whose outputs predict `rows`.
   RowSet outputs_for(const PackedBatch& batch, const RowSet& rows) const {
     return config_.logit_shift ? predicting(batch, rows) : rows;

@@ -168,18 +168,51 @@ void count_rows(const GradientRequest& request, EntropyGradient& result) {
   result.head_rows = request.probes.count();
 }
 
+namespace {
+
+// Puts back what a frozen pass overwrites, however it ends, so that the context can serve again.
+class Borrowed {
+ public:
+  Borrowed(FrozenContext* context, const at::Tensor& rows) : context_(context), rows_(rows) {
+    if (!context_) return;
+    for (const at::Tensor& kv : context_->kv) before_.push_back(kv.index_select(0, rows));
+  }
+  ~Borrowed() {
+    if (!context_) return;
+    try {
+      give_back();
+    } catch (...) {
+      // A recording, which computes nothing, may fail at this: whoever records sees to it.
+      if (!context_->fixed) context_->spoil();
+    }
+  }
+  Borrowed(const Borrowed&) = delete;
+  Borrowed& operator=(const Borrowed&) = delete;
+
+  void give_back() {
+    for (size_t i = 0; i < before_.size(); ++i) {
+      context_->kv[i].index_copy_(0, rows_, before_[i]);
+    }
+    context_ = nullptr;
+    before_.clear();
+  }
+
+ private:
+  FrozenContext* context_;
+  const at::Tensor rows_;
+  std::vector<at::Tensor> before_;
+};
+
+}  // namespace
+
 EntropyGradient Transformer::entropy_gradient(const GradientRequest& request) const {
   const PlainDispatch plain;
   const PackedBatch& batch = request.batch;
   check_lengths(batch);
   const at::Tensor &active = request.active.rows, &candidates = request.candidates.rows;
   const RowSet outputs = outputs_for(batch, request.probes);
-  auto* frozen = static_cast<FrozenContext*>(request.frozen);
-  // What the pass overwrites is put back, so that the context can serve again.
-  std::vector<at::Tensor> before;
-  if (frozen) {
-    for (const at::Tensor& kv : frozen->kv) before.push_back(kv.index_select(0, active));
-  }
+  FrozenContext* frozen = request.frozen ? &own(*request.frozen, batch) : nullptr;
+  Borrowed borrowed(frozen, active);
 
   // In the exact forward pass all rows are computed and the active ones remembered.
   std::vector<LayerTape> tape;
@@ -209,7 +242,7 @@ EntropyGradient Transformer::entropy_gradient(const GradientRequest& request) co
                    i == 0 ? request.candidates : request.active, request, positions);
     tape[i] = {};
   }
-  for (size_t i = 0; i < before.size(); ++i) frozen->kv[i].index_copy_(0, active, before[i]);
+  borrowed.give_back();
   if (config_.embedding_norm) grad = embed_norm_.adjoint(grad, embedded);
   result.gradient = grad.to(ops::accumulate_type(info_.dtype)) / adjoint_scale(info_.dtype);
   count_rows(request, result);

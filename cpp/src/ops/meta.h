@@ -5,6 +5,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/string_view.h>
 
+#include <algorithm>
+#include <limits>
 #include <optional>
 #include <tuple>
 
@@ -13,6 +15,14 @@
 namespace tabes::ops {
 
 using OptionalTensor = std::optional<at::Tensor>;
+
+// 1 / temperature within the normal numbers of A, so that no product with it is NaN: the highest
+// temperatures make all possible tokens alike, the lowest leave the likeliest.
+template <typename A>
+A inverse_temperature(double temperature) {
+  return static_cast<A>(std::clamp<double>(1.0 / temperature, std::numeric_limits<A>::min(),
+                                           std::numeric_limits<A>::max()));
+}
 
 at::Tensor rms_norm_meta(const at::Tensor& x, const at::Tensor& weight, double eps);
 at::Tensor rms_norm_backward_meta(const at::Tensor& grad, const at::Tensor& x,

@@ -39,8 +39,8 @@ at::Tensor gated_backward(const at::Tensor& grad, const at::Tensor& x, const std
 
 // One pass over logits [n, V]; -inf entries are tokens of probability zero. Each result is [n]:
 // float32 (float64 for float64 logits) and int64 for argmax. Entropy is in nats; margin is the
-// largest minus the second probability; ties of argmax go to the lowest index. A row with a NaN is
-// NaN throughout; a row that is all -inf has entropy NaN.
+// largest minus the second probability; ties of argmax go to the lowest index. A row with a NaN or
+// +inf is NaN throughout; a row that is all -inf has entropy NaN.
 struct RowStatistics {
   at::Tensor lse, entropy, max_prob, margin, argmax;
 };
@@ -48,7 +48,8 @@ RowStatistics row_statistics(const at::Tensor& logits);
 
 // Turns logits [n, V] in place into the derivative of sum_i weight_i * entropy_i by each of them:
 // -weight p (log p + H). argmax, max_prob and entropy are row_statistics of the logits; weight is
-// [n] of their type. Tokens of probability zero get derivative zero.
+// [n] of their type. Tokens of probability zero get derivative zero, rows of weight zero
+// throughout.
 void entropy_adjoint_(const at::Tensor& logits, const at::Tensor& argmax,
                       const at::Tensor& max_prob, const at::Tensor& entropy,
                       const at::Tensor& weight);

@@ -90,7 +90,7 @@ at::Tensor sample_rows_cpu(const at::Tensor& logits, const at::Tensor& uniforms,
         const scalar_t* row = in + i * vocab;
         const A shift = static_cast<A>(*std::max_element(row, row + vocab));
         const double total = cpu::kernels<scalar_t>().exp_row(
-            row, shift, static_cast<A>(1.0 / temperature), weight.data(), vocab);
+            row, shift, inverse_temperature<A>(temperature), weight.data(), vocab);
         out[i] = draw(weight, total, u[i], top_k, top_p, heap);
       }
     });

@@ -6,6 +6,7 @@
 #include <limits>
 #include <unordered_map>
 
+#include "batch/pieces.h"
 #include "batch/rows.h"
 #include "plain_dispatch.h"
 #include "policies/kinds.h"
@@ -13,12 +14,13 @@
 namespace tabes {
 namespace {
 
-// What is remembered of one sequence: the log-probabilities of its rows in the last step, and how
-// many steps in a row each has changed little.
+// What is remembered of one sequence: the features of its rows in the last step, and how many steps
+// in a row each row's distribution has changed little. The distributions themselves would be V
+// numbers a row; they are computed again, some rows at a time.
 struct Memory {
   std::vector<int64_t> positions;  // increasing
   std::vector<int64_t> stable;
-  at::Tensor log_p;  // [positions, V]
+  at::Tensor features;  // [positions, F]
 };
 
 struct Memories final : PolicyState {
@@ -42,12 +44,12 @@ class Klass final : public NamedPolicy {
     const auto& cu = context.eligible.cu_rows;
     for (size_t b = 0; b + 1 < cu.size(); ++b) {
       const int64_t n = cu[b + 1] - cu[b];
-      Memory now{{}, std::vector<int64_t>(n, 0), distributions(context, cu[b], n)};
+      Memory now{{}, std::vector<int64_t>(n, 0), context.features.narrow(0, cu[b], n)};
       for (int64_t i = cu[b]; i < cu[b + 1]; ++i) {
         now.positions.push_back(rows.const_data_ptr<int64_t>()[i] - context.batch.cu_seqlens[b]);
       }
       Memory& before = memories[context.place[b]];
-      compare(before, now);
+      compare(context, before, now);
       int64_t ready = 0;
       for (int64_t i = 0; i < n; ++i) {
         if (now.stable[i] < history_ || !(confidence[cu[b] + i] > tau_)) continue;
@@ -61,15 +63,15 @@ class Klass final : public NamedPolicy {
   }
 
  private:
-  at::Tensor distributions(const StepContext& context, int64_t from, int64_t count) const {
-    at::Tensor logits = context.model.project(context.features.narrow(0, from, count)).contiguous();
+  static at::Tensor distributions(const StepContext& context, const at::Tensor& features) {
+    at::Tensor logits = context.model.project(features).contiguous();
     logits.index_fill_(1, context.forbidden, -std::numeric_limits<double>::infinity());
     const auto real = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     return at::log_softmax(logits, 1, real);
   }
 
   // Counts on for rows whose KL(now || before) is below epsilon.
-  void compare(const Memory& before, Memory& now) const {
+  void compare(const StepContext& context, const Memory& before, Memory& now) const {
     std::vector<int64_t> old_rows, new_rows;
     for (size_t i = 0; i < now.positions.size(); ++i) {
       const auto at =
@@ -78,15 +80,22 @@ class Klass final : public NamedPolicy {
       old_rows.push_back(at - before.positions.begin());
       new_rows.push_back(static_cast<int64_t>(i));
     }
-    if (new_rows.empty()) return;
-    const at::Device device = now.log_p.device();
-    const at::Tensor p = now.log_p.index_select(0, to_tensor(new_rows, device));
-    const at::Tensor q = before.log_p.index_select(0, to_tensor(old_rows, device));
-    // Tokens of probability 0 add nothing, though their difference is not a number.
-    const Column kl(((p - q) * p.exp()).nan_to_num(0.0).sum(1));
-    for (size_t i = 0; i < new_rows.size(); ++i) {
-      if (kl[static_cast<int64_t>(i)] < epsilon_) {
-        now.stable[new_rows[i]] = before.stable[old_rows[i]] + 1;
+    const at::Device device = now.features.device();
+    const at::Tensor old_at = to_tensor(old_rows, device), new_at = to_tensor(new_rows, device);
+    const auto n = static_cast<int64_t>(new_rows.size());
+    // Two distributions and what becomes of them.
+    const int64_t piece = logits_at_once(4 * context.model.info().vocab_size, sizeof(float));
+    for (int64_t from = 0; from < n; from += piece) {
+      const int64_t count = std::min(piece, n - from);
+      const auto some = [&](const at::Tensor& features, const at::Tensor& at) {
+        return distributions(context, features.index_select(0, at.narrow(0, from, count)));
+      };
+      const at::Tensor p = some(now.features, new_at), q = some(before.features, old_at);
+      // Tokens of probability 0 add nothing, though their difference is not a number.
+      const Column kl(q.neg_().add_(p).mul_(p.exp()).nan_to_num_(0.0).sum(1));
+      for (int64_t i = 0; i < count; ++i) {
+        if (!(kl[i] < epsilon_)) continue;
+        now.stable[new_rows[from + i]] = before.stable[old_rows[from + i]] + 1;
       }
     }
   }

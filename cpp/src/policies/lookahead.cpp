@@ -79,6 +79,7 @@ class InfoGain final : public SetChooser {
         candidates_(s.whole("candidates")),
         temperature_(s["position_temperature"]),
         threshold_(s["threshold"]) {}
+  bool at_least_quota() const override { return true; }
   Pace pace() const override { return Pace::adaptive; }
 
  private:

@@ -97,6 +97,7 @@ class Spread final : public NamedPolicy {
  public:
   explicit Spread(const Settings& s) : NamedPolicy(s), steering_(options(s)) {}
   Pace pace() const override { return steering_.pace(); }
+  bool at_least_quota() const override { return true; }
   Decision decide(const StepContext& c) const override { return steering_.decide(c); }
   bool on_device(const Denoiser& model) const override { return steering_.on_device(model); }
   DeviceDecision decide_on_device(const DeviceStep& s) const override {

@@ -32,7 +32,7 @@ TABES_HOST_DEVICE inline PhiloxBlock philox(uint64_t key, uint64_t low, uint64_t
   return c;
 }
 
-// What a draw is used for; distinct purposes are independent.
+// What a draw is used for, below 16; distinct purposes are independent.
 enum class Stream : uint32_t {
   token = 0,
   order = 1,
@@ -42,12 +42,18 @@ enum class Stream : uint32_t {
   path = 5
 };
 
-// Uniform in (0, 1): never an endpoint, so that logarithms and inverse CDFs are finite.
+// Uniform in (0, 1): never an endpoint, so that logarithms and inverse CDFs are finite. All 64 bits
+// of seed and sequence tell draws apart, and the lower 32 of a step. The counter has 128 bits: the
+// upper half of the sequence's number stands above the stream, its last four bits above the
+// position, which is below 2^28.
 TABES_HOST_DEVICE inline double counter_uniform(uint64_t seed, Stream stream, int64_t sequence,
                                                 int64_t position, int64_t step) {
-  const uint64_t low = static_cast<uint64_t>(position) << 32 | static_cast<uint32_t>(step);
-  const uint64_t high = static_cast<uint64_t>(stream) << 32 | static_cast<uint32_t>(sequence);
-  const PhiloxBlock b = philox(seed, low, high);
+  const uint64_t id = static_cast<uint64_t>(sequence);
+  const uint32_t place = static_cast<uint32_t>(position) ^ static_cast<uint32_t>(id >> 60) << 28;
+  const uint32_t kind = static_cast<uint32_t>(stream) | static_cast<uint32_t>(id >> 32) << 4;
+  const PhiloxBlock b =
+      philox(seed, static_cast<uint64_t>(place) << 32 | static_cast<uint32_t>(step),
+             static_cast<uint64_t>(kind) << 32 | static_cast<uint32_t>(id));
   const uint64_t bits = (static_cast<uint64_t>(b.v[0]) << 32 | b.v[1]) >> 12;  // 52 bits
   return (static_cast<double>(bits) + 0.5) * 0x1.0p-52;
 }

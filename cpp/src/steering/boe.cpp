@@ -161,16 +161,18 @@ BoE::BoE(BoEOptions options) : options_(std::move(options)) {
           o.n_candidates);
   require(o.per_quota || o.n_candidates == std::floor(o.n_candidates),
           "n_candidates as a number of rows must be whole", o.n_candidates);
-  require(std::isfinite(o.gamma) && o.gamma >= 0, "gamma must be 0 or above", o.gamma);
-  require(std::isfinite(o.weight) && o.weight >= 0, "weight must be 0 or above", o.weight);
-  require(std::isfinite(o.spread) && o.spread >= 0, "spread must be 0 or above", o.spread);
-  require(std::isfinite(o.spread_width) && o.spread_width > 0, "spread_width must be above 0",
+  // Up to these scores stay far from where float64 loses their differences.
+  const auto within = [](double value, double least, double most) {
+    return value >= least && value <= most;
+  };
+  require(within(o.gamma, 0, 1e9), "gamma must be from 0 to 1e9", o.gamma);
+  require(within(o.weight, 0, 1e9), "weight must be from 0 to 1e9", o.weight);
+  require(within(o.spread, 0, 1e9), "spread must be from 0 to 1e9", o.spread);
+  require(within(o.spread_width, 1e-6, 1e9), "spread_width must be from 1e-6 to 1e9",
           o.spread_width);
-  require(std::isfinite(o.factor) && o.factor >= 0, "factor must be 0 (the quota) or above",
-          o.factor);
-  require(std::isfinite(o.anti_collapse) && o.anti_collapse >= 0,
-          "anti_collapse must be 0 or above", o.anti_collapse);
-  require(std::isfinite(o.h_max) && o.h_max >= 0, "h_max must be 0 or above", o.h_max);
+  require(within(o.factor, 0, 1e9), "factor must be from 0 (the quota) to 1e9", o.factor);
+  require(within(o.anti_collapse, 0, 1e6), "anti_collapse must be from 0 to 1e6", o.anti_collapse);
+  require(within(o.h_max, 0, 1e3), "h_max must be from 0 to 1000", o.h_max);
   require(o.rho > 0 && o.rho <= 1, "rho must be above 0 and at most 1", o.rho);
   require(o.every >= 1, "every must be at least 1", static_cast<double>(o.every));
   require(o.min_masked >= 0, "min_masked must be 0 or above", static_cast<double>(o.min_masked));
@@ -352,15 +354,20 @@ void steer(const Step& step, const BoEOptions& o, const Sets& sets, Decision& re
       at::full({context.eligible.count()}, std::numeric_limits<double>::quiet_NaN(), at::kDouble);
   result.probes = sets.probes;
   double* influence = result.influence.data_ptr<double>();
-  const Column tis(surrogate.tis);
+  const Column tis(surrogate.tis), drafted(surrogate.entropy);
   for (size_t b = 0; b + 1 < sets.cu_candidates.size(); ++b) {
+    const auto check = [&](double value, int64_t row, const char* what) {
+      if (std::isfinite(value)) return;
+      throw NumericsError(text("step ", context.step[b], ", sequence ", context.place[b],
+                               ", position ", row - context.batch.cu_seqlens[b], ": ", what,
+                               " is not a number; check the checkpoint and try dtype float32"));
+    };
+    for (int64_t k = sets.cu_probes[b]; k < sets.cu_probes[b + 1]; ++k) {
+      check(drafted[k], sets.probes[k], "the entropy with the candidates drafted");
+    }
     for (int64_t k = sets.cu_candidates[b]; k < sets.cu_candidates[b + 1]; ++k) {
       const int64_t i = sets.candidates[k];
-      if (!std::isfinite(tis[k])) {
-        throw NumericsError(text("the influence of sequence ", context.place[b], ", position ",
-                                 step.row(i) - context.batch.cu_seqlens[b],
-                                 " is not a number; check the checkpoint and try dtype float32"));
-      }
+      check(tis[k], step.row(i), "the influence");
       influence[i] = tis[k];
     }
   }

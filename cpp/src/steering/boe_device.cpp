@@ -219,11 +219,15 @@ DeviceDecision BoE::decide_on_device(const DeviceStep& step) const {
     const RowSet rows{steered_shape.pack(candidates.of(step.row)), steered_shape.cu(),
                       steered_shape.pack(real)};
     RowSet probes = rows;
+    const Ragged* probe_shape = &steered_shape;
+    std::optional<Probes> apart;
     if (o.probes != ProbeRule::candidates) {
-      const Probes apart = probes_beside(step, o, candidates, most_steered);
-      const at::Tensor is_one = apart.is_one & steered.unsqueeze(1);
-      probes = {apart.shape.pack(apart.of(step.row)), apart.shape.cu(), apart.shape.pack(is_one)};
-      result.probe = apart.spread(is_one, step.row.size(1));
+      apart = probes_beside(step, o, candidates, most_steered);
+      probe_shape = &apart->shape;
+      const at::Tensor is_one = apart->is_one & steered.unsqueeze(1);
+      probes = {probe_shape->pack(apart->of(step.row)), probe_shape->cu(),
+                probe_shape->pack(is_one)};
+      result.probe = apart->spread(is_one, step.row.size(1));
     }
     InfluenceOptions options = o.influence();
     options.poll = step.poll;
@@ -237,7 +241,12 @@ DeviceDecision BoE::decide_on_device(const DeviceStep& step) const {
           step.features.index_select(0, steered_shape.pack(candidates.of(step.place)));
     }
     const SurrogateScores surrogate = surrogate_scores(step.model, request);
-    const at::Tensor tis = steered_shape.unpack(surrogate.tis, 0.0);
+    // What is not finite becomes a score of NaN, which is an error: a probe's entropy makes it of
+    // its whole sequence.
+    const at::Tensor nats = at::where(probes.valid, surrogate.entropy, 0.0);
+    const at::Tensor drafted = probe_shape->unpack(nats, 0.0).isfinite().all(1, /*keepdim=*/true);
+    const at::Tensor given = steered_shape.unpack(surrogate.tis, 0.0);
+    const at::Tensor tis = at::where(given.isfinite() & drafted, given, kNan);
     influence = at::where(real, tis, 0.0);
     result.influence =
         candidates.into(at::full(step.row.sizes(), kNan, p.confidence.options()), real, tis);

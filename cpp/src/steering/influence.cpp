@@ -10,6 +10,7 @@
 
 #include "batch/column.h"
 #include "batch/forbidden.h"
+#include "batch/pieces.h"
 #include "batch/rows.h"
 #include "forked.h"
 #include "messages.h"
@@ -20,6 +21,9 @@
 
 namespace tabes {
 namespace {
+
+// How many rows go through the trunk at a time where a sequence is looked at many times over.
+constexpr int64_t kRowsAtOnce = 8192;
 
 // Checks one sequence's positions and marks them in `use`: 1 candidate, 2 probe, 3 both, unless
 // they are to be `apart`.
@@ -86,6 +90,11 @@ Question::Question(const Denoiser& model, const std::vector<at::Tensor>& sequenc
   probes = row_set(std::move(p_rows), std::move(cu_p), info.device);
 }
 
+[[noreturn]] void not_a_number(const char* what, size_t b, int64_t position) {
+  throw NumericsError(text("the ", what, " of sequence ", b, ", position ", position,
+                           " is not a number; check the checkpoint and try dtype float32"));
+}
+
 // Values of the candidates in order of position, back in the caller's order.
 std::vector<at::Tensor> as_given(const at::Tensor& values, const RowSet& rows,
                                  const std::vector<std::vector<int64_t>>& lists) {
@@ -100,8 +109,7 @@ std::vector<at::Tensor> as_given(const at::Tensor& values, const RowSet& rows,
       const double value =
           values.const_data_ptr<double>()[rows.cu_rows[b] + static_cast<int64_t>(i)];
       if (!std::isfinite(value)) {
-        throw NumericsError(text("the influence of sequence ", b, ", position ", lists[b][order[i]],
-                                 " is not a number; check the checkpoint and try dtype float32"));
+        not_a_number("influence", b, lists[b][order[i]]);
       }
       own.data_ptr<double>()[order[i]] = value;
     }
@@ -110,12 +118,36 @@ std::vector<at::Tensor> as_given(const at::Tensor& values, const RowSet& rows,
   return result;
 }
 
-// Entropies [n] of the rows' predictions.
-at::Tensor entropies(const Denoiser& model, const at::Tensor& features,
-                     const at::Tensor& forbidden) {
-  at::Tensor logits = model.project(features).contiguous();
-  logits.index_fill_(1, forbidden, -std::numeric_limits<double>::infinity());
-  return ops::row_statistics(logits).entropy.to(at::kCPU, at::kDouble);
+// That the rows' entropies [n] on the CPU are numbers: their logits held no NaN or +inf.
+void check_entropies(const PackedBatch& batch, const RowSet& rows, const at::Tensor& entropies) {
+  const double* nats = entropies.const_data_ptr<double>();
+  for (size_t b = 0; b + 1 < rows.cu_rows.size(); ++b) {
+    for (int64_t i = rows.cu_rows[b]; i < rows.cu_rows[b + 1]; ++i) {
+      if (std::isfinite(nats[i])) continue;
+      not_a_number("entropy", b, rows.rows[i].item<int64_t>() - batch.cu_seqlens[b]);
+    }
+  }
+}
+
+// The likeliest tokens at some rows [n] and their entropies, float64; both on the CPU.
+struct Looked {
+  at::Tensor token, entropy;
+};
+
+// The logits exist for some rows at a time only.
+Looked looked_at(const Denoiser& model, const at::Tensor& features, const at::Tensor& forbidden) {
+  const int64_t n = features.size(0);
+  const int64_t piece = logits_at_once(model.info().vocab_size, features.element_size());
+  Looked all{at::empty({n}, at::kLong), at::empty({n}, at::kDouble)};
+  for (int64_t from = 0; from < n; from += piece) {
+    const int64_t count = std::min(piece, n - from);
+    at::Tensor logits = model.project(features.narrow(0, from, count)).contiguous();
+    logits.index_fill_(1, forbidden, -std::numeric_limits<double>::infinity());
+    const ops::RowStatistics s = ops::row_statistics(logits);
+    all.token.narrow(0, from, count).copy_(s.argmax);
+    all.entropy.narrow(0, from, count).copy_(s.entropy);
+  }
+  return all;
 }
 
 Influence scored(const Denoiser& model, const std::vector<at::Tensor>& sequences,
@@ -132,9 +164,14 @@ Influence scored(const Denoiser& model, const std::vector<at::Tensor>& sequences
   const SurrogateScores scores = surrogate_scores(
       model, {q.batch, q.candidates, q.probes, {}, features, q.forbidden, options, context.get()});
   Influence result;
-  result.tis = as_given(scores.tis.to(at::kCPU), q.candidates, candidates);
   const Column entropies(scores.entropy);
   const double* entropy = entropies.data();
+  if (!entropies.held.isfinite().all().item<bool>()) {
+    // A candidate's own prediction may be what is wrong, and then it is so everywhere.
+    check_entropies(q.batch, q.candidates, looked_at(model, features, q.forbidden).entropy);
+    check_entropies(q.batch, q.probes, entropies.held);
+  }
+  result.tis = as_given(scores.tis.to(at::kCPU), q.candidates, candidates);
   for (size_t b = 0; b < candidates.size(); ++b) {
     result.predicted_entropy.push_back(
         std::accumulate(entropy + q.probes.cu_rows[b], entropy + q.probes.cu_rows[b + 1], 0.0));
@@ -152,41 +189,45 @@ OneStepFall measured(const Denoiser& model, const std::vector<at::Tensor>& seque
   const PlainDispatch plain;
   const Question q(model, sequences, candidates, probes, forbidden, allow_special, true);
   const at::Device device = model.info().device;
-  at::Tensor guess_logits = model.project(model.encode(q.batch, q.candidates, poll)).contiguous();
-  guess_logits.index_fill_(1, q.forbidden, -std::numeric_limits<double>::infinity());
-  const at::Tensor guess = guess_logits.argmax(1).to(at::kCPU);
+  const Looked guess = looked_at(model, model.encode(q.batch, q.candidates, poll), q.forbidden);
+  check_entropies(q.batch, q.candidates, guess.entropy);
   OneStepFall result;
   result.forward_rows = q.batch.rows();
   at::Tensor fall = at::empty({q.candidates.count()}, at::kDouble);
   const at::Tensor c_rows = q.candidates.rows.to(at::kCPU), p_rows = q.probes.rows.to(at::kCPU);
   for (size_t b = 0; b < candidates.size(); ++b) {
-    // The sequence as it is, and once more with each candidate written.
+    // The sequence as it is, and once more with each candidate written; some at a time.
     const int64_t first = q.candidates.cu_rows[b];
     const int64_t n = q.candidates.cu_rows[b + 1] - first;
     const int64_t n_probes = q.probes.cu_rows[b + 1] - q.probes.cu_rows[b];
     const int64_t begin = q.batch.cu_seqlens[b];
-    std::vector<HostTokens> copies(n + 1, q.tokens[b]);
-    std::vector<const HostTokens*> pointers;
-    std::vector<int64_t> rows, cu{0};
-    for (int64_t i = 0; i <= n; ++i) {
-      if (i > 0) {
-        const int64_t at = c_rows.const_data_ptr<int64_t>()[first + i - 1] - begin;
-        copies[i][at] = guess.const_data_ptr<int64_t>()[first + i - 1];
+    const auto length = static_cast<int64_t>(q.tokens[b].size());
+    const int64_t at_once = std::max<int64_t>(1, kRowsAtOnce / length);
+    at::Tensor sums = at::empty({n + 1}, at::kDouble);
+    for (int64_t from = 0; from <= n; from += at_once) {
+      const int64_t count = std::min(at_once, n + 1 - from);
+      std::vector<HostTokens> copies(count, q.tokens[b]);
+      std::vector<const HostTokens*> pointers;
+      std::vector<int64_t> rows, cu{0};
+      for (int64_t i = 0; i < count; ++i) {
+        if (const int64_t candidate = first + from + i - 1; candidate >= first) {
+          const int64_t at = c_rows.const_data_ptr<int64_t>()[candidate] - begin;
+          copies[i][at] = guess.token.const_data_ptr<int64_t>()[candidate];
+        }
+        pointers.push_back(&copies[i]);
+        for (int64_t k = 0; k < n_probes; ++k) {
+          const int64_t at = p_rows.const_data_ptr<int64_t>()[q.probes.cu_rows[b] + k] - begin;
+          rows.push_back(i * length + at);
+        }
+        cu.push_back(static_cast<int64_t>(rows.size()));
       }
-      pointers.push_back(&copies[i]);
-      for (int64_t k = 0; k < n_probes; ++k) {
-        const int64_t at = p_rows.const_data_ptr<int64_t>()[q.probes.cu_rows[b] + k] - begin;
-        rows.push_back(i * static_cast<int64_t>(q.tokens[b].size()) + at);
-      }
-      cu.push_back(static_cast<int64_t>(rows.size()));
+      const PackedBatch batch = pack(pointers, device);
+      const RowSet wanted = row_set(std::move(rows), std::move(cu), device);
+      const Looked seen = looked_at(model, model.encode(batch, wanted, poll), q.forbidden);
+      sums.narrow(0, from, count).copy_(seen.entropy.view({count, n_probes}).sum(1));
+      result.forward_rows += batch.rows();
     }
-    const PackedBatch batch = pack(pointers, device);
-    const RowSet wanted = row_set(std::move(rows), std::move(cu), device);
-    const at::Tensor sums = entropies(model, model.encode(batch, wanted, poll), q.forbidden)
-                                .view({n + 1, n_probes})
-                                .sum(1);
     fall.narrow(0, first, n).copy_(sums[0] - sums.narrow(0, 1, n));
-    result.forward_rows += batch.rows();
   }
   result.fall = as_given(fall, q.candidates, candidates);
   return result;

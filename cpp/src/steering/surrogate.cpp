@@ -1,7 +1,6 @@
 #include "steering/surrogate.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/argmax.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/ones_like.h>
@@ -15,6 +14,8 @@
 #include "batch/pieces.h"
 #include "batch/rows.h"
 #include "messages.h"
+#include "ops/meta.h"
+#include "ops/ops.h"
 #include "plain_dispatch.h"
 
 namespace tabes {
@@ -39,11 +40,17 @@ at::Tensor directions(const Denoiser& model, const SurrogateRequest& request) {
         model.project(request.features.narrow(0, from, std::min(piece, n - from))).contiguous();
     logits.index_fill_(1, request.forbidden, -std::numeric_limits<double>::infinity());
     if (tau == 0) {
-      parts.push_back(table.index_select(0, logits.argmax(1)) - mask);
+      const ops::RowStatistics s = ops::row_statistics(logits);
+      const at::Tensor bad = s.entropy.isnan().unsqueeze(1);
+      parts.push_back((table.index_select(0, s.argmax) - mask)
+                          .masked_fill_(bad, std::numeric_limits<double>::quiet_NaN()));
       continue;
     }
     const auto real = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    const at::Tensor q = at::softmax(logits.to(real).div_(tau), 1);
+    const double inverse = real == at::kDouble ? ops::inverse_temperature<double>(tau)
+                                               : ops::inverse_temperature<float>(tau);
+    logits = logits.to(real);
+    const at::Tensor q = at::softmax((logits - logits.amax(1, true)).mul_(inverse), 1);
     parts.push_back(at::mm(q.to(table.scalar_type()), table) - mask);
   }
   return parts.size() == 1 ? parts[0] : at::cat(parts);

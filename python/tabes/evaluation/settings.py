@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tabes._core import InputError, Policy
-from tabes.arguments import flag, integer, listed, number, optional_integer, word
+from tabes.arguments import (
+    flag,
+    integer,
+    listed,
+    number,
+    optional_integer,
+    seed_of_draws,
+    word,
+)
 from tabes.policies import make_policy
 
 _ALIASES = {
@@ -58,7 +66,7 @@ class Settings:
             integer(self.block_length, "block_length", minimum=1)
         integer(self.refresh_every, "refresh_every", minimum=0)
         integer(self.top_k, "top_k", minimum=0)
-        integer(self.seed, "seed", minimum=0)
+        seed_of_draws(self.seed)
         for name in ("temperature", "top_p", "cfg_scale"):
             number(getattr(self, name), name)
         for name in ("allow_special", "logits_eos_inf", "confidence_eos_eot_inf"):

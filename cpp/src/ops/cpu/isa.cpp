@@ -218,6 +218,7 @@ void statistics(const T* logits, int64_t rows, int64_t n, RowStatistics<Accumula
   using A = Accumulate<T>;
   constexpr int64_t kBlock = 2048;
   constexpr A kNone = -std::numeric_limits<A>::infinity();
+  constexpr A kNan = std::numeric_limits<A>::quiet_NaN();
   Staged<T> stage(std::min(kBlock, n));
   for (int64_t r = 0; r < rows; ++r) {
     A top = kNone, second = kNone, sum = 0, weighted = 0;
@@ -239,7 +240,7 @@ void statistics(const T* logits, int64_t rows, int64_t n, RowStatistics<Accumula
       A block_top = kNone;
       bool bad = false;
       for (A lane : lanes) {
-        if (std::isnan(lane)) bad = true;
+        if (!(lane < -kNone)) bad = true;  // NaN, or +inf, which no softmax can share
         if (lane > block_top) {
           second = std::max(second, block_top);
           block_top = lane;
@@ -248,7 +249,7 @@ void statistics(const T* logits, int64_t rows, int64_t n, RowStatistics<Accumula
         }
       }
       if (bad) {
-        top = std::numeric_limits<A>::quiet_NaN();
+        top = kNan;
         break;
       }
       if (block_top > top) {
@@ -278,8 +279,7 @@ void statistics(const T* logits, int64_t rows, int64_t n, RowStatistics<Accumula
     RowStatistics<A>& s = out[r];
     const A log_sum = std::log(sum);
     s.lse = top + log_sum;
-    s.entropy = top == kNone ? std::numeric_limits<A>::quiet_NaN()
-                             : std::max(A(0), log_sum - weighted / sum);
+    s.entropy = top == kNone ? kNan : std::max(A(0), log_sum - weighted / sum);
     s.max_prob = A(1) / sum;
     s.margin = (A(1) - std::exp(second - top)) / sum;
     s.argmax = argmax;
@@ -320,6 +320,10 @@ void entropy_adjoint(T* x, int64_t argmax, Accumulate<T> max_prob, Accumulate<T>
   using A = Accumulate<T>;
   constexpr int64_t kBlock = 2048;
   Staged<T> source(std::min(kBlock, n)), result(std::min(kBlock, n));
+  if (weight == 0) {  // of a row that does not count, whatever it holds
+    std::fill(x, x + n, T(0));
+    return;
+  }
   const Vec<A> top(static_cast<A>(x[argmax])), log_top(std::log(max_prob));
   for (int64_t start = 0; start < n; start += kBlock) {
     const int64_t size = std::min(kBlock, n - start);

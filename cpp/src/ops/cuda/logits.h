@@ -22,7 +22,7 @@ TABES_DEVICE void add_piece(LogitPartial& a, const float (&x)[kPiece<T>], int64_
   bool bad = top != top;
 #pragma unroll
   for (int e = 0; e < kPiece<T>; ++e) {
-    bad |= x[e] != x[e];
+    bad |= is_bad_logit(x[e]);
     if (x[e] > top) {
       a.second = top;
       top = x[e];
@@ -134,7 +134,9 @@ TABES_DEVICE void entropy_derivative(const EntropyParams& p) {
     const int64_t at = from + i * kEntropyThreads;
     if (at >= p.vocab) return;
     const float log_p = (to_float(x[at]) - top) + log_top;
-    const float d = log_p < kLowest ? 0.0f : expf(log_p) * (log_p + entropy) * -weight;
+    // A row that does not count may hold anything.
+    const bool none = log_p < kLowest || weight == 0;
+    const float d = none ? 0.0f : expf(log_p) * (log_p + entropy) * -weight;
     x[at] = from_float<T>(d);
   }
 }

@@ -64,7 +64,7 @@ TABES_HOST_DEVICE inline float log2_shift(float log_sum) {
 constexpr float kLowest = -87.0f;
 
 // Of a row of logits x: the two largest, where the first is, sum of e^(x - top) and sum of
-// (x - top) e^(x - top). A NaN anywhere makes `top` NaN for good.
+// (x - top) e^(x - top). A NaN or +inf anywhere makes `top` NaN for good.
 struct LogitPartial {
   float top, second, sum, weighted;
   int64_t argmax;
@@ -103,10 +103,15 @@ TABES_HOST_DEVICE inline LogitPartial merge(LogitPartial a, LogitPartial b) {
   return out;
 }
 
+// NaN, or +inf, which no softmax can share.
+TABES_HOST_DEVICE inline bool is_bad_logit(float x) {
+  return !(x < infinity());
+}
+
 // One logit more; indices come in rising order.
 TABES_HOST_DEVICE inline void add(LogitPartial& a, float x, int64_t index) {
-  if (x != x || a.top != a.top) {
-    a.top = x != x ? x : a.top;
+  if (is_bad_logit(x) || a.top != a.top) {
+    a.top = infinity() - infinity();
     return;
   }
   if (x > a.top) {

@@ -159,7 +159,7 @@ at::Tensor sample_rows_cuda(const at::Tensor& logits, const at::Tensor& uniforms
   p.tokens = tokens.data_ptr<int64_t>();
   p.rows = logits.size(0);
   p.vocab = logits.size(1);
-  p.inverse_temperature = static_cast<float>(1.0 / temperature);
+  p.inverse_temperature = inverse_temperature<float>(temperature);
   p.top_k = top_k;
   p.top_p = top_p;
   check_launch(gpu::launch_sample(p, number, current_stream()), "sample_rows");

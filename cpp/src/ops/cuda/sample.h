@@ -34,8 +34,9 @@ struct Weights {
     return d < kLowest ? 0.0f : expf(d);  // a forbidden token's is exactly zero
   }
 };
+// Of a row with a NaN or +inf, which has no weights, zero.
 TABES_DEVICE Mass fixed(float weight) {
-  return static_cast<Mass>(weight * 0x1p40f);
+  return weight > 0 ? static_cast<Mass>(weight * 0x1p40f) : 0;
 }
 
 // The first index at which the running sum of amount(0), amount(1), ... exceeds `target`; 0 if none

@@ -40,14 +40,22 @@ std::shared_ptr<const Denoiser> load_named(const std::string& directory, const s
                                            const std::string& dtype,
                                            std::optional<int64_t> mask_token_id,
                                            std::optional<std::vector<int64_t>> eos_token_ids,
-                                           bool prepack,
-                                           std::function<void(int64_t, int64_t)> progress) {
+                                           std::vector<std::string> ignore, bool prepack,
+                                           std::function<void(int64_t, int64_t)> progress,
+                                           std::function<void(const std::string&)> notice) {
   LoadOptions options;
   options.device = device_named(device);
   options.dtype = dtype_named(dtype);
   options.mask_token_id = mask_token_id;
   options.eos_token_ids = std::move(eos_token_ids);
+  options.ignore = std::move(ignore);
   options.prepack = prepack;
+  if (notice) {
+    options.notice = [&](const std::string& line) {
+      const py::gil_scoped_acquire locked;
+      notice(line);
+    };
+  }
   // Called after every tensor: a good moment to notice Ctrl-C as well.
   options.progress = [&, poll = signal_poll()](int64_t done, int64_t total) {
     poll();
@@ -133,14 +141,23 @@ void register_denoiser(py::module_& m) {
       "load",
       [](const std::string& directory, const std::string& device, const std::string& dtype,
          std::optional<int64_t> mask_token_id, std::optional<std::vector<int64_t>> eos_token_ids,
-         bool prepack, std::function<void(int64_t, int64_t)> progress) {
-        return std::const_pointer_cast<Denoiser>(load_named(directory, device, dtype, mask_token_id,
-                                                            std::move(eos_token_ids), prepack,
-                                                            std::move(progress)));
+         std::vector<std::string> ignore, bool prepack,
+         std::function<void(int64_t, int64_t)> progress,
+         std::function<void(const std::string&)> notice) {
+        return std::const_pointer_cast<Denoiser>(
+            load_named(directory, device, dtype, mask_token_id, std::move(eos_token_ids),
+                       std::move(ignore), prepack, std::move(progress), std::move(notice)));
       },
       py::arg("directory"), py::arg("device") = "cpu", py::arg("dtype") = "float32", py::kw_only(),
       py::arg("mask_token_id") = std::nullopt, py::arg("eos_token_ids") = std::nullopt,
-      py::arg("prepack") = true, py::arg("progress") = nullptr, "Load a checkpoint folder.");
+      py::arg("ignore") = std::vector<std::string>{}, py::arg("prepack") = true,
+      py::arg("progress") = nullptr, py::arg("notice") = nullptr, "Load a checkpoint folder.");
+  m.def(
+      "checkpoint_folder",
+      [](const std::string& directory) { return py::bytes(checkpoint_folder(directory)); },
+      py::arg("directory"),
+      "The folder in `directory` that holds a checkpoint: itself, or a snapshot of the hub's "
+      "cache.");
 
   py::class_<AddedToken>(m, "AddedToken", "A token that was added to a vocabulary.")
       .def_readonly("id", &AddedToken::id)

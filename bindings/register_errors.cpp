@@ -1,6 +1,8 @@
 #include <c10/util/Exception.h>
 #include <torch/csrc/Exceptions.h>
 
+#include <cstring>
+
 #include "bindings.h"
 #include "tabes/error.h"
 
@@ -16,6 +18,13 @@ PyObject* take(py::module_& m, const py::module_& errors, const char* name) {
   py::object type = errors.attr(name);
   m.attr(name) = type;
   return type.release().ptr();
+}
+
+// Not every text that an error quotes is UTF-8: file names, say.
+void set(PyObject* type, const char* what) {
+  const auto text = py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(what, static_cast<Py_ssize_t>(std::strlen(what)), "backslashreplace"));
+  if (text) PyErr_SetObject(type, text.ptr());
 }
 
 }  // namespace
@@ -34,19 +43,19 @@ void register_errors(py::module_& m) {
       // From a Python function in autograd's backward pass. The engine has usually restored it.
       e.restore();
     } catch (const CheckpointError& e) {
-      PyErr_SetString(checkpoint_error, e.what());
+      set(checkpoint_error, e.what());
     } catch (const InputError& e) {
-      PyErr_SetString(input_error, e.what());
+      set(input_error, e.what());
     } catch (const NumericsError& e) {
-      PyErr_SetString(numerics_error, e.what());
+      set(numerics_error, e.what());
     } catch (const DeviceError& e) {
-      PyErr_SetString(device_error, e.what());
+      set(device_error, e.what());
     } catch (const Error& e) {
-      PyErr_SetString(error, e.what());
+      set(error, e.what());
     } catch (const c10::OutOfMemoryError& e) {
-      PyErr_SetString(device_error, e.what_without_backtrace());
+      set(device_error, e.what_without_backtrace());
     } catch (const c10::Error& e) {
-      PyErr_SetString(error, e.what_without_backtrace());
+      set(error, e.what_without_backtrace());
     }
   });
 }

@@ -83,14 +83,16 @@ class Denoiser:
         """[V, D] in the model's dtype."""
 
 def load(
-    directory: str,
+    directory: str | bytes,
     device: str = "cpu",
     dtype: str = "float32",
     *,
     mask_token_id: int | None = None,
     eos_token_ids: list[int] | None = None,
+    ignore: list[str] = ...,
     prepack: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> Denoiser: ...
 
 class AddedToken:
@@ -135,7 +137,10 @@ class TokenizerSettings:
     @property
     def chat_template(self) -> str | None: ...
 
-def read_tokenizer_settings(directory: str) -> TokenizerSettings:
+def checkpoint_folder(directory: str | bytes) -> bytes:
+    """The folder in `directory` with a checkpoint: itself, or a snapshot of the hub's cache."""
+
+def read_tokenizer_settings(directory: str | bytes) -> TokenizerSettings:
     """What tokenizer_config.json, special_tokens_map.json and added_tokens.json say.
 
     Missing files say nothing. Raises CheckpointError naming file and key.

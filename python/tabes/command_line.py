@@ -73,6 +73,13 @@ def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> Non
         "--mask-token-id", type=int, metavar="ID", help="what is filled (as the checkpoint says)"
     )
     parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="tensors to leave out, * for any text: 'cls.species.*'; may be repeated",
+    )
+    parser.add_argument(
         "--eos-token-id",
         type=int,
         action="append",
@@ -94,6 +101,7 @@ def load_model(arguments: argparse.Namespace) -> Model:
         arguments.device,
         arguments.dtype,
         mask_token_id=arguments.mask_token_id,
+        ignore=arguments.ignore,
         eos_token_ids=arguments.eos_token_id,
         prepack=not arguments.no_prepack,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ import torch
 
 from tabes import _core
 from tabes._core import CheckpointError, InputError, ModelInfo
-from tabes.arguments import flag, integers, optional_integer
+from tabes.arguments import flag, integers, listed, optional_integer, word
 from tabes.bundled import demo_checkpoint, names
 from tabes.inputs import prepare
 from tabes.text import Tokenizer
@@ -34,6 +35,7 @@ _DTYPES = {
     "fp64": "float64",
     "double": "float64",
 }
+_log = logging.getLogger("tabes")
 _LONG_LOAD = 1 << 30  # bytes; below this a progress bar would only flicker
 
 
@@ -109,14 +111,16 @@ def load(
     *,
     mask_token_id: int | None = None,
     eos_token_ids: Iterable[int] | None = None,
+    ignore: Iterable[str] = (),
     prepack: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Loads a checkpoint folder: config.json and safetensors, in one file or sharded.
 
     Args:
-        path: the folder; where there is none of this name, a bundled model's ("moses", "sudoku",
-            "countdown"). Nothing is downloaded and no code from it is run.
+        path: the folder, or the root of a repository in the hub's cache; where there is none of this
+            name, a bundled model's ("moses", "sudoku", "countdown"). Nothing is downloaded and no
+            code from it is run.
         device: where the weights go, ``"cpu"`` or a CUDA device.
         dtype: of weights and computation: float32, bfloat16, float16 (on a GPU), or float64 for
             verification.
@@ -124,6 +128,9 @@ def load(
             tokenizer, which are asked in this order.
         eos_token_ids: overrides the tokens that end a text; by default all that config.json,
             generation_config.json, the tokenizer's ``eos_token`` and the model's family name.
+        ignore: tensors to leave out where the files hold more than the model: names in which ``*``
+            stands for any text, ``"cls.species.*"`` say. Pooler and next-sentence heads are left
+            out anyhow; a line of the logger ``tabes`` (INFO) names them.
         prepack: on x86 CPUs keep weights in oneDNN's layout, which multiplies faster; BoE steering
             then holds every weight twice (once transposed). False: one plain copy serves both.
         progress: called with the bytes read so far and in all. Without it, loads of more than 1 GiB
@@ -137,6 +144,8 @@ def load(
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"path={path!r}: give the checkpoint folder, as a string or a Path")
     mask_token_id = optional_integer(mask_token_id, "mask_token_id")
+    given = listed(ignore, "ignore", "a list of patterns of tensor names")
+    patterns = [word(pattern, f"ignore[{i}]") for i, pattern in enumerate(given)]
     prepack = flag(prepack, "prepack")
     if progress is not None and not callable(progress):
         raise InputError(f"progress={progress!r}: it must be callable")
@@ -146,17 +155,20 @@ def load(
         directory = demo_checkpoint(os.fspath(path))
     if not directory.is_dir():
         raise CheckpointError(_missing(directory, os.fspath(path)))
+    directory = Path(os.fsdecode(_core.checkpoint_folder(os.fsencode(directory))))
     with _LoadBar() as bar:
         core = _core.load(
-            str(directory),
+            os.fsencode(directory),
             str(device),
             _dtype_name(dtype),
             mask_token_id=mask_token_id,
             eos_token_ids=None
             if eos_token_ids is None
             else integers(eos_token_ids, "eos_token_ids"),
+            ignore=patterns,
             prepack=prepack,
             progress=progress or bar,
+            notice=_log.info,
         )
     return Model(core, directory, tokenizer=_tokenizer(directory, core.info.mask_token_id))
 

@@ -203,8 +203,8 @@ TEST(Checkpoint, RejectsOtherTensorsThanTheConfigAsksFor) {
   model = tiny_llada();
   model.weights.push_back({"model.transformer.blocks.0.q_norm.weight", {2}});
   expect(model,
-         "holds 1 tensors that a model of this config.json does not use, e.g. "
-         "\"model.transformer.blocks.0.q_norm.weight\"");
+         "holds 1 tensors that a model of this config.json does not use: "
+         "\"model.transformer.blocks.0.q_norm.weight\". Another architecture?");
   model = tiny_bert();
   model.weights.pop_back();
   expect(model, "\"cls.predictions.bias\" that config.json asks for is missing");
@@ -224,7 +224,17 @@ TEST(Checkpoint, IgnoresTensorsWithoutAPartInTheLogits) {
                                              {"cls.seq_relationship.weight", {2, 8}},
                                              {"bert.embeddings.position_ids", {1, 20}}});
   model.write(folder);
-  EXPECT_NO_THROW(load(folder.path()));
+  std::vector<std::string> notices;
+  LoadOptions options;
+  options.notice = [&](const std::string& line) { notices.push_back(line); };
+  load(folder.path(), options);
+  ASSERT_EQ(notices.size(), 1U);  // heads have weights, buffers have none
+  EXPECT_NE(notices[0].find("left out: bert.pooler.dense.*, cls.seq_relationship.*"),
+            std::string::npos)
+      << notices[0];
+  tiny_bert().write(folder);
+  load(folder.path(), options);
+  EXPECT_EQ(notices.size(), 1U);
 }
 
 TEST(Checkpoint, CopiesOfTiedWeightsMustBeCopies) {

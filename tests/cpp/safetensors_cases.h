@@ -86,6 +86,9 @@ inline std::vector<FileCase> valid_files() {
                    bytes_of<uint32_t>({0x7fc00000, 0x7f800000})),
        ""},
       {"empty metadata", metadata("{}"), ""},
+      {"metadata null", metadata("null"), ""},
+      {"metadata null after tensors",
+       safetensors("{\"a\":" + byte_at(0) + ",\"__metadata__\":null}", "x"), ""},
       {"metadata", metadata(R"({"format":"pt","":""})"), ""},
       {"metadata with any text", metadata(R"({"a\nb":"\u0001\ud83d\ude00"})"), ""},
       {"metadata after tensors", safetensors("{\"a\":" + byte_at(0) + ",\"__metadata__\":{}}", "x"),
@@ -100,9 +103,10 @@ inline std::vector<FileCase> valid_files() {
        safetensors(R"({"t":{"\u0064type":"U8","shape":[1],"data_offsets":[0,1]}})", "x"), ""},
   };
   const std::pair<const char*, size_t> dtypes[] = {
-      {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"F8_E8M0", 1},
-      {"I16", 2},  {"U16", 2}, {"F16", 2}, {"BF16", 2},    {"I32", 4},     {"U32", 4},
-      {"F32", 4},  {"F64", 8}, {"I64", 8}, {"U64", 8},     {"C64", 8}};
+      {"BOOL", 1},    {"U8", 1},  {"I8", 1},          {"F8_E5M2", 1},    {"F8_E4M3", 1},
+      {"F8_E8M0", 1}, {"I16", 2}, {"U16", 2},         {"F16", 2},        {"BF16", 2},
+      {"I32", 4},     {"U32", 4}, {"F32", 4},         {"F64", 8},        {"I64", 8},
+      {"U64", 8},     {"C64", 8}, {"F8_E4M3FNUZ", 1}, {"F8_E5M2FNUZ", 1}};
   for (const auto& [dtype, size] : dtypes) {
     cases.push_back({std::string("dtype ") + dtype,
                      tensor(std::string("\"") + dtype + "\"", "[3]",
@@ -204,7 +208,8 @@ inline std::vector<FileCase> bad_names_and_metadata() {
       {"metadata twice", safetensors(R"({"__metadata__":{},"__metadata__":{}})"), "is repeated"},
       {"metadata key twice", metadata(R"({"a":"1","a":"1"})"), "\"a\" is repeated"},
       {"metadata key escaped twice", metadata(R"({"a":"1","\u0061":"2"})"), "\"a\" is repeated"},
-      {"metadata null", metadata("null"), "__metadata__ holds null"},
+      {"metadata null twice", metadata(R"(null,"__metadata__":null)"), "is repeated"},
+      {"tensor after null metadata", metadata(R"(null,"t":null)"), "\"t\" is described by null"},
       {"metadata string", metadata("\"a\""), "__metadata__ holds a string"},
       {"metadata array", metadata("[]"), "__metadata__ holds an array"},
       {"metadata number", metadata("1"), "__metadata__ holds a number"},

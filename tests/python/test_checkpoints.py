@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import tabes
 import torch
 from tabes import _core
+from tabes.cli import main
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -186,3 +188,137 @@ def test_settings_are_those_transformers_reads(tmp_path: Path) -> None:
         for key, text in ours.named_tokens.items():
             assert getattr(theirs, key) == text
     assert _core.read_tokenizer_settings(str(new)).named_tokens == {"eos_token": "[SEP]"}
+
+
+def write_bert(folder: Path, **tensors: torch.Tensor) -> Any:
+    """A random BERT in `folder` whose file has `tensors` as well; returns transformers' model."""
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    config = transformers.BertConfig(
+        vocab_size=25, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=48, max_position_embeddings=40, mask_token_id=4,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    model = transformers.BertForMaskedLM(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    if tensors:
+        weights = {**load_file(folder / "model.safetensors"), **tensors}
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return model
+
+
+@pytest.mark.case("U2")
+def test_heads_of_another_kind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """AntiBERTy's layout: a complete masked language model beside heads of its own."""
+    heads = {
+        f"cls.{name}.{part}": torch.randn(3, 32)[: 3 if part == "weight" else 1]
+        for name in ("species", "chain", "graft")
+        for part in ("weight", "bias")
+    }
+    heads["bert.pooler.dense.weight"] = torch.randn(32, 32)
+    theirs = write_bert(tmp_path, **heads)
+    change_config(tmp_path, architectures=["AntiBERTy"])
+    with pytest.raises(tabes.CheckpointError, match=r"ignore=\[\"cls\.chain\.\*\", \"cls\.graft"):
+        tabes.load(tmp_path)
+    patterns = ["cls.species.*", "cls.chain.*", "cls.graft.*"]
+    with caplog.at_level("INFO", logger="tabes"):
+        model = tabes.load(tmp_path, ignore=patterns)
+    assert [r.message.split(": ")[-1] for r in caplog.records] == ["bert.pooler.dense.*"]
+    tokens = torch.tensor([[2, 4, 7, 4, 9, 3]])
+    with torch.no_grad():
+        wanted = theirs(tokens).logits
+    assert torch.allclose(model.logits(tokens), wanted, atol=3e-5)
+    for wrong, message in (
+        (["cls.species.*", "nowhere.*"], "nowhere"),
+        (["cls.*"], "leaves out"),
+        ("cls.species.*", "a list of patterns"),
+        ([7], "must be a string"),
+    ):
+        with pytest.raises(tabes.InputError, match=message):
+            tabes.load(tmp_path, ignore=wrong)  # type: ignore[arg-type]
+    options = [f"--ignore={pattern}" for pattern in patterns]
+    assert main(["info", str(tmp_path), *options]) == 0
+    assert main(["info", str(tmp_path)]) != 0
+
+
+@pytest.mark.case("U1")
+def test_names_with_a_prefix(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    theirs = write_bert(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {f"module._orig_mod.{name}": value for name, value in weights.items()},
+        tmp_path / "model.safetensors",
+    )
+    tokens = torch.tensor([[2, 4, 7, 3]])
+    with torch.no_grad():
+        wanted = theirs(tokens).logits
+    assert torch.allclose(tabes.load(tmp_path).logits(tokens), wanted, atol=3e-5)
+
+
+@pytest.mark.case("F12")
+@pytest.mark.parametrize("name", ["query.weight", "key.bias"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_a_weight_that_is_nan(tmp_path: Path, name: str, dtype: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    write_bert(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    full = f"bert.encoder.layer.0.attention.self.{name}"
+    weights[full].view(-1)[-1] = float("nan")
+    save_file(weights, tmp_path / "model.safetensors")
+    last = r"\[31, 31\]" if name == "query.weight" else r"\[31\]"
+    with pytest.raises(tabes.CheckpointError, match=rf"{full}\" is NaN at {last}"):
+        tabes.load(tmp_path, dtype=dtype)
+
+
+@pytest.mark.case("F25")
+def test_a_header_without_metadata(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    write_bert(tmp_path)
+    path = tmp_path / "model.safetensors"
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = None
+    changed = json.dumps(header).encode()
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + data[8 + size :])
+    load_file(path)  # the reference reader takes it
+    tabes.load(tmp_path)
+
+
+@pytest.mark.case("R14")
+def test_errors_quote_any_bytes(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff"))
+    write_bert(tmp_path / "whole")
+    (tmp_path / "whole").rename(folder)
+    assert tabes.load(folder).info.vocab_size == 25
+    (folder / "model.safetensors").write_bytes(b"\x01" + b"\0" * 7 + b"\xff")
+    with pytest.raises(tabes.CheckpointError, match=r"m\\xff/model\.safetensors: invalid JSON"):
+        tabes.load(folder)
+
+
+@pytest.mark.case("U5")
+def test_a_hub_repository(tmp_path: Path) -> None:
+    root = tmp_path / "models--org--name"
+    snapshot = root / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    write_bert(snapshot)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrst"]
+    (snapshot / "vocab.txt").write_text("\n".join(words))
+    config = (snapshot / "config.json").read_bytes()
+    (snapshot / "config.json").write_bytes(b"\xef\xbb\xbf" + config)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text("abc")
+    model = tabes.load(root)
+    assert model.path == snapshot
+    assert model.tokenizer is not None
+    assert model.info.special_token_ids == [0, 1, 2, 3]
+    (root / "refs" / "main").write_text("gone")
+    with pytest.raises(tabes.CheckpointError, match=r"snapshots/gone: no such folder"):
+        tabes.load(root)

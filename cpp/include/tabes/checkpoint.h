@@ -23,6 +23,11 @@ struct LoadOptions {
   std::optional<int64_t> mask_token_id;
   // Overrides what the files say of the tokens that end a text; may be empty.
   std::optional<std::vector<int64_t>> eos_token_ids;
+  // Tensors of the files to leave out, where they hold more than the model: names in which "*"
+  // stands for any text.
+  std::vector<std::string> ignore;
+  // Called with one line that names heads which have no part in the logits and are left out.
+  std::function<void(const std::string& line)> notice;
   // On x86 CPUs reorder each weight for oneDNN as it is read, and its transpose when the first
   // influence score needs it: faster products, but steering then holds every weight twice. Off:
   // one plain copy serves both.
@@ -39,10 +44,19 @@ struct LoadOptions {
 // End tokens: options, or else all that config.json, generation_config.json, the eos_token of the
 // tokenizer's files and the family's usual names say, in this order.
 //
+// A prefix that all tensor names share ("module.", "_orig_mod.") is passed over. Weights that are
+// NaN or infinite are refused, save for -infinity in the bias of the vocabulary projection.
+//
 // Throws CheckpointError naming the file, the rule it breaks and, where known, the tensor;
-// InputError for an option out of range.
+// InputError for an option out of range, and for a pattern of `ignore` that fits nothing or a
+// tensor that the model needs.
 TABES_API std::shared_ptr<const Denoiser> load(const std::string& directory,
                                                const LoadOptions& options = {});
+
+// The folder in `directory` that holds a checkpoint: itself, or if it is the root of a repository
+// in the Hub's cache the snapshot that refs/main names, or else the only one. Throws
+// CheckpointError if there are several and refs/main names none.
+TABES_API std::string checkpoint_folder(const std::string& directory);
 
 // A token that was added to a vocabulary, with the flags that tokenizers have for it.
 struct AddedToken {

@@ -9,12 +9,15 @@
 
 namespace tabes::checkpoint {
 
-// Throws CheckpointError("FILE: WHAT"). Every rejection goes through here, so none can forget to
-// name its file.
+// Throws CheckpointError("FILE: WHAT"), both made printable. Every rejection goes through here, so
+// none can forget to name its file.
 [[noreturn]] void fail(std::string_view file, const std::string& what);
 
-// `text` in double quotes, control characters escaped and long text cut: a hostile name must not
-// reach a terminal as an escape sequence, nor fill the log.
+// `text` as valid UTF-8 without control characters: bytes that are neither are written "\xNN". A
+// hostile name must not reach a terminal as an escape sequence, and Python takes no other text.
+std::string printable(std::string_view text);
+
+// The same in double quotes, and long text cut so that it does not fill the log.
 std::string quote(std::string_view text);
 
 // Whether `text` holds a byte below 0x20 or DEL.

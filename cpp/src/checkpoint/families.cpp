@@ -58,9 +58,10 @@ const Family& detect_family(const Config& config, const TensorStore& tensors) {
     for (const Family* family : families()) {
       if (contains(family->model_types, type)) return *family;
     }
-    config.fail_at(
-        "model_type",
-        supported() + (config.has("auto_map") ? "; code from checkpoints is never run" : ""));
+    config.fail_at("model_type",
+                   supported() +
+                       (config.has("auto_map") ? "; code from checkpoints is never run" : "") +
+                       "; tabes.wrap takes models of transformers");
   }
   const std::vector<std::string> architectures = config.strings("architectures");
   for (const Family* family : families()) {
@@ -71,7 +72,23 @@ const Family& detect_family(const Config& config, const TensorStore& tensors) {
   for (const Family* family : families()) {
     if (architectures.empty() && tensors.find(family->telltale) != nullptr) return *family;
   }
-  config.fail_at("model_type", "nor do the architectures or tensor names tell; " + supported());
+  config.fail_at("model_type", "nor do the architectures or tensor names tell; " + supported() +
+                                   "; tabes.wrap takes models of transformers");
+}
+
+std::optional<std::string> foreign_architecture(const Config& config, const Family& family) {
+  std::optional<std::string> foreign;
+  for (const std::string& name : config.strings("architectures")) {
+    if (contains(family.architectures, name)) return std::nullopt;
+    foreign = name;
+  }
+  return foreign;
+}
+
+std::vector<std::string_view> telltales() {
+  std::vector<std::string_view> names;
+  for (const Family* family : families()) names.push_back(family->telltale);
+  return names;
 }
 
 std::vector<std::string> candidate_names(const Family& family, std::string_view name) {

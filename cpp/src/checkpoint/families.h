@@ -2,6 +2,7 @@
 // and listing it in families.cpp.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -38,7 +39,9 @@ struct Family {
   TransformerConfig (*parse)(const Config& config);
 
   std::vector<NameRule> names;
-  std::vector<std::string_view> ignorable;  // tensors without a part in the logits, "*" = anything
+  // Tensors without a part in the logits, "*" = anything: other heads, and buffers made of nothing
+  // but the config.
+  std::vector<std::string_view> heads, buffers;
   std::vector<Copy> (*copies)(const TransformerConfig& model);
 
   std::vector<std::string_view> mask_texts;  // the mask token as it is spelled in vocabularies
@@ -59,6 +62,12 @@ const std::vector<const Family*>& families();
 
 // The family that `config` or, failing that, the tensor names announce. Throws CheckpointError.
 const Family& detect_family(const Config& config, const TensorStore& tensors);
+
+// The architecture that config.json names, if it is none of the family's.
+std::optional<std::string> foreign_architecture(const Config& config, const Family& family);
+
+// The telltales of all families.
+std::vector<std::string_view> telltales();
 
 // Names under which our tensor `name` may be in this family's files, in order of preference.
 std::vector<std::string> candidate_names(const Family& family, std::string_view name);

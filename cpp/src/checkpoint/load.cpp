@@ -7,6 +7,8 @@
 #endif
 
 #include <algorithm>
+#include <cctype>
+#include <filesystem>
 #include <utility>
 
 #include "checkpoint/checks.h"
@@ -41,6 +43,8 @@ void trim_memory() {
 #endif
 }
 
+constexpr uint64_t kMaxRevisionBytes = 256;
+
 class FileWeights final : public WeightSource {
  public:
   FileWeights(const Plan& plan, const LoadOptions& options, const std::string& folder)
@@ -50,7 +54,8 @@ class FileWeights final : public WeightSource {
     const auto it = plan_.weights.find(name);
     if (it == plan_.weights.end()) fail(folder_, "has no tensor for the weight " + quote(name));
     const auto& [file, info] = it->second;
-    read_into(*file, *info, destination);
+    // A token that is never to be predicted has -infinity there.
+    read_into(*file, *info, destination, /*minus_infinity=*/name == "head.out.bias");
     done_ += info->bytes();
     if (done_ - trimmed_ >= kTrimBytes) {
       trim_memory();
@@ -68,15 +73,43 @@ class FileWeights final : public WeightSource {
   uint64_t done_ = 0, trimmed_ = 0;
 };
 
+std::string notice_of(const std::string& folder, const Plan& plan) {
+  std::string list;
+  for (const std::string& head : plan.heads) list += (list.empty() ? "" : ", ") + head;
+  return printable(folder) + ": heads without a part in the logits are left out: " + list;
+}
+
+// The model that the config describes, and where its weights are. What goes wrong for a model of
+// another architecture goes wrong because of that.
+std::pair<TransformerConfig, Plan> described(const std::string& folder, const Config& config,
+                                             const Family& family, const LoadOptions& options,
+                                             const TensorStore& store) {
+  try {
+    TransformerConfig model = family.parse(config);
+    find_special_tokens(folder, config, family, options, model);
+    Plan plan = make_plan(model, family, store);
+    return {std::move(model), std::move(plan)};
+  } catch (const CheckpointError& error) {
+    const auto foreign = foreign_architecture(config, family);
+    if (!foreign) throw;
+    std::string known;
+    for (const std::string_view name : family.architectures) {
+      known += (known.empty() ? "" : " and ") + std::string(name);
+    }
+    config.fail_at("architectures",
+                   "it names " + quote(*foreign) + ", but of this model_type tabes " + "reads " +
+                       known + " (tabes.wrap takes models of " + "transformers): " + error.what());
+  }
+}
+
 std::shared_ptr<const Denoiser> load_folder(const std::string& folder, const LoadOptions& options) {
-  check_folder(folder);
   const std::string config_file = folder + "/config.json";
   const Config config(read_text(config_file, kMaxConfigBytes), config_file);
-  const TensorStore store(folder);
+  TensorStore store(folder);
+  store.tidy(options.ignore, telltales());
   const Family& family = detect_family(config, store);
-  TransformerConfig model = family.parse(config);
-  find_special_tokens(folder, config, family, options, model);
-  const Plan plan = make_plan(model, family, store);
+  const auto [model, plan] = described(folder, config, family, options, store);
+  if (options.notice && !plan.heads.empty()) options.notice(notice_of(folder, plan));
   FileWeights weights(plan, options, folder);
   auto made = make_transformer(model, weights, options.device, options.dtype, options.prepack);
   trim_memory();
@@ -85,17 +118,50 @@ std::shared_ptr<const Denoiser> load_folder(const std::string& folder, const Loa
 
 }  // namespace
 
+std::string checkpoint_folder(const std::string& directory) {
+  std::string folder = directory;
+  while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
+  check_folder(folder);
+  const std::string snapshots = folder + "/snapshots";
+  if (entry_exists(folder + "/config.json") || !entry_exists(snapshots)) return folder;
+  const std::string main = folder + "/refs/main";
+  if (entry_exists(main)) {
+    std::string revision = read_text(main, kMaxRevisionBytes);
+    while (!revision.empty() && std::isspace(static_cast<unsigned char>(revision.back())) != 0) {
+      revision.pop_back();
+    }
+    const bool plain = !revision.empty() && revision.find('/') == revision.npos &&
+                       !revision.starts_with('.') && !has_control_characters(revision);
+    if (!plain) fail(main, "names no snapshot but " + quote(revision));
+    std::string chosen = snapshots;
+    chosen += "/" + revision;
+    check_folder(chosen);
+    return chosen;
+  }
+  std::vector<std::string> all;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(snapshots, error)) {
+    all.push_back(entry.path().string());
+  }
+  if (all.size() == 1) return all.front();
+  std::sort(all.begin(), all.end());
+  fail(folder, all.empty() ? "is a folder of the Hub's cache without a snapshot: download again"
+                           : "holds " + std::to_string(all.size()) +
+                                 " snapshots: pass one of them, " + quote(all.front()) + ", say");
+}
+
 std::shared_ptr<const Denoiser> load(const std::string& directory, const LoadOptions& options) {
   check_device(options.device);
   enter(options.device);
   // Weights made under a caller's inference mode could never be part of a gradient computation.
   const c10::InferenceMode inference(false);
   const at::NoGradGuard no_grad;
-  std::string folder = directory;
-  while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
-  return within_memory(
-      [&] { return load_folder(folder, options); },
-      [&] { return text(folder, ": not enough memory to load the model on ", options.device); });
+  const std::string folder = checkpoint_folder(directory);
+  return within_memory([&] { return load_folder(folder, options); },
+                       [&] {
+                         return text(printable(folder), ": not enough memory to load the model on ",
+                                     options.device);
+                       });
 }
 
 }  // namespace tabes

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "checkpoint/checks.h"
+#include "tabes/error.h"
 
 namespace tabes::checkpoint {
 namespace {
@@ -74,8 +75,21 @@ StoredTensor locate(const TensorSpec& spec, const Family& family, const TensorSt
     }
     return *found;
   }
-  fail(store.path(), "the tensor " + quote(names.empty() ? spec.name : names.front()) +
-                         " that config.json asks for is missing");
+  const std::string wanted = names.empty() ? spec.name : names.front();
+  for (const std::string& name : names) {
+    const std::string_view pattern = store.left_out(name);
+    if (pattern.empty()) continue;
+    throw InputError("ignore: " + quote(pattern) + " leaves out " + quote(name) +
+                     ", which the model needs");
+  }
+  std::string hint;
+  for (const auto& [name, stored] : store.tensors()) {
+    if (!name.ends_with("." + wanted)) continue;
+    hint = " (there is " + quote(name) + ", but not all names start alike)";
+    break;
+  }
+  fail(store.path(),
+       "the tensor " + quote(wanted) + " that config.json asks for is missing" + hint);
 }
 
 bool same_content(const StoredTensor& a, const StoredTensor& b) {
@@ -91,14 +105,35 @@ bool same_content(const StoredTensor& a, const StoredTensor& b) {
   return true;
 }
 
+// The module that a tensor is of, as a pattern for its tensors.
+std::string module_of(std::string_view name) {
+  const size_t dot = name.rfind('.');
+  return std::string(dot == name.npos ? name : name.substr(0, dot + 1)) +
+         (dot == name.npos ? "" : "*");
+}
+
+void add_once(std::vector<std::string>& list, std::string item) {
+  if (std::ranges::find(list, item) == list.end()) list.push_back(std::move(item));
+}
+
+// At most kShown of `items`, quoted.
+std::string listed(const std::vector<std::string>& items) {
+  constexpr size_t kShown = 8;
+  std::string out;
+  for (size_t i = 0; i < std::min(items.size(), kShown); ++i) {
+    out += (i == 0 ? "" : ", ") + quote(items[i]);
+  }
+  return out + (items.size() > kShown ? ", ..." : "");
+}
+
 // Checks that the tensors nothing asked for are known to be without consequence.
-void check_rest(const Plan& plan, const TransformerConfig& model, const Family& family,
+void check_rest(Plan& plan, const TransformerConfig& model, const Family& family,
                 const TensorStore& store) {
-  std::set<std::string_view> used;
-  for (const auto& [name, stored] : plan.weights) used.insert(stored.info->name);
+  std::set<const TensorInfo*> used;
+  for (const auto& [name, stored] : plan.weights) used.insert(stored.info);
   for (const Copy& copy : family.copies(model)) {
     const StoredTensor* repeat = store.find(copy.theirs);
-    if (repeat == nullptr || !used.insert(copy.theirs).second) continue;
+    if (repeat == nullptr || !used.insert(repeat->info).second) continue;
     const StoredTensor& original = plan.weights.at(std::string(copy.of));
     if (!same_content(original, *repeat)) {
       fail(repeat->file->path(), "tensor " + quote(copy.theirs) + " differs from " +
@@ -106,17 +141,24 @@ void check_rest(const Plan& plan, const TransformerConfig& model, const Family& 
                                      ", of which config.json makes it a copy");
     }
   }
-  size_t strangers = 0;
-  std::string_view first;
+  std::vector<std::string> strangers, modules;
   for (const auto& [name, stored] : store.tensors()) {
-    const auto ignorable = [name = name](std::string_view p) { return matches(p, name); };
-    if (used.contains(name) || std::ranges::any_of(family.ignorable, ignorable)) continue;
-    if (strangers++ == 0) first = name;
+    const auto fits = [name = name](std::string_view p) { return matches(p, name); };
+    if (used.contains(stored.info) || std::ranges::any_of(family.buffers, fits)) continue;
+    if (std::ranges::any_of(family.heads, fits)) {
+      add_once(plan.heads, module_of(name));
+      continue;
+    }
+    strangers.emplace_back(name);
+    add_once(modules, module_of(name));
   }
-  if (strangers == 0) return;
-  fail(store.path(), "holds " + std::to_string(strangers) +
-                         " tensors that a model of this config.json does not use, e.g. " +
-                         quote(first) + ": another architecture?");
+  if (strangers.empty()) return;
+  fail(store.path(),
+       "holds " + std::to_string(strangers.size()) +
+           " tensors that a model of this config.json does not use: " + listed(strangers) +
+           ". Another architecture? If they have no part in the logits, leave them "
+           "out: ignore=[" +
+           listed(modules) + "]");
 }
 
 }  // namespace

@@ -19,20 +19,29 @@ class Search {
       : folder_(folder),
         config_(config),
         generation_(read_config(folder + "/generation_config.json")),
-        settings_(read_settings(folder)),
-        vocabulary_(folder, settings_),
         family_(family),
-        model_(model) {}
+        model_(model) {
+    // A damaged tokenizer is of no concern to those who pass token ids, unless the mask is there.
+    try {
+      settings_ = read_settings(folder);
+      vocabulary_.emplace(folder, settings_);
+    } catch (const CheckpointError& error) {
+      damage_ = error.what();
+    }
+  }
+
+  const std::string& damage() const { return damage_; }
 
   int64_t mask(std::optional<int64_t> requested) const {
     if (requested) return requested_id("mask_token_id", *requested);
     std::optional<Found> found = stated("mask_token_id");
     if (!found) found = named("mask_token");
     for (const std::string_view text : family_.mask_texts) {
-      if (!found) found = vocabulary_.find(text);
+      if (!found) found = token(text);
     }
     const int64_t usual = family_.usual_mask_token(model_);
     if (!found && usual >= 0) found = Found{usual, config_.file()};
+    if (!found && !damage_.empty()) throw CheckpointError(damage_);
     if (!found) {
       fail(config_.file(),
            "the mask token is in none of config.json, generation_config.json and the tokenizer's "
@@ -73,8 +82,8 @@ class Search {
   }
 
   std::vector<int64_t> special() const {
-    if (!family_.keeps_special_apart) return {};
-    std::vector<int64_t> ids = vocabulary_.special();
+    if (!family_.keeps_special_apart || !vocabulary_) return {};
+    std::vector<int64_t> ids = vocabulary_->special();
     std::erase_if(ids, [&](int64_t id) { return id >= model_.vocab_size; });
     return ids;
   }
@@ -103,13 +112,17 @@ class Search {
     return std::nullopt;
   }
 
+  std::optional<Found> token(std::string_view name) const {
+    return vocabulary_ ? vocabulary_->find(name) : std::nullopt;
+  }
+
   // The token that the tokenizer's files, or else the family, name so. A name that no vocabulary
   // gives an id says nothing.
   std::optional<Found> named(std::string_view key) const {
     const auto it = settings_.named_tokens.find(std::string(key));
-    if (it != settings_.named_tokens.end()) return vocabulary_.find(it->second);
+    if (it != settings_.named_tokens.end()) return token(it->second);
     const auto usual = std::ranges::find(family_.usual_names, key, [](auto& n) { return n.first; });
-    return usual == family_.usual_names.end() ? std::nullopt : vocabulary_.find(usual->second);
+    return usual == family_.usual_names.end() ? std::nullopt : token(usual->second);
   }
 
   // Whether the token separates sentences or starts a text. Some tokenizers name such a token as
@@ -123,10 +136,10 @@ class Search {
   }
 
   std::vector<int64_t> usual_ends() const {
-    if (vocabulary_.empty()) return family_.usual_eos_tokens(model_);
+    if (!vocabulary_ || vocabulary_->empty()) return family_.usual_eos_tokens(model_);
     std::vector<int64_t> ids;
     for (const std::string_view text : family_.eos_texts) {
-      const auto found = vocabulary_.find(text);
+      const auto found = token(text);
       // What the model has no row for it cannot write.
       if (found && found->id < model_.vocab_size) ids.push_back(found->id);
     }
@@ -136,8 +149,9 @@ class Search {
   const std::string& folder_;
   const Config& config_;
   const std::optional<Config> generation_;
-  const TokenizerSettings settings_;
-  const Vocabulary vocabulary_;
+  TokenizerSettings settings_;
+  std::optional<Vocabulary> vocabulary_;
+  std::string damage_;  // of the tokenizer's files
   const Family& family_;
   const TransformerConfig& model_;
 };
@@ -147,6 +161,7 @@ class Search {
 void find_special_tokens(const std::string& folder, const Config& config, const Family& family,
                          const LoadOptions& options, TransformerConfig& model) {
   const Search search(folder, config, family, model);
+  if (options.notice && !search.damage().empty()) options.notice(search.damage());
   model.mask_token_id = search.mask(options.mask_token_id);
   model.eos_token_ids = search.ends(options.eos_token_ids);
   model.bos_token_id = search.other("bos_token_id", "bos_token");

@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <filesystem>
 #include <optional>
+#include <regex>
 #include <set>
 
 #include "checkpoint/checks.h"
+#include "checkpoint/families.h"
 #include "checkpoint/json.h"
+#include "tabes/error.h"
 
 namespace tabes::checkpoint {
 namespace {
@@ -50,6 +53,25 @@ std::optional<std::string> find_pickle(const std::string& folder) {
   return found;
 }
 
+// The prefix that TensorStore::tidy() drops; empty if there is none.
+std::string_view common_prefix(const std::map<std::string_view, StoredTensor>& tensors,
+                               const std::vector<std::string_view>& known) {
+  for (const std::string_view name : known) {
+    if (tensors.contains(name)) return {};
+  }
+  for (const auto& [full, stored] : tensors) {
+    for (const std::string_view name : known) {
+      if (full.size() <= name.size() + 1 || !full.ends_with(name)) continue;
+      const std::string_view prefix = full.substr(0, full.size() - name.size());
+      if (!prefix.ends_with('.')) continue;
+      const bool common = std::ranges::all_of(
+          tensors, [&](const auto& entry) { return entry.first.starts_with(prefix); });
+      if (common) return prefix;
+    }
+  }
+  return {};
+}
+
 }  // namespace
 
 WeightMap parse_index(std::string_view text, const std::string& file) {
@@ -88,6 +110,8 @@ TensorStore::TensorStore(const std::string& folder)
     open_shards();
     return;
   }
+  path_ = folder;
+  if (open_numbered_shards()) return;
   const auto pickle = find_pickle(folder);
   if (pickle) {
     fail(folder + "/" + *pickle,
@@ -95,6 +119,48 @@ TensorStore::TensorStore(const std::string& folder)
          "rewrites the checkpoint as safetensors");
   }
   fail(folder, "holds neither model.safetensors nor model.safetensors.index.json");
+}
+
+void TensorStore::tidy(const std::vector<std::string>& patterns,
+                       const std::vector<std::string_view>& known) {
+  std::set<std::string_view> used;
+  const auto leave_out = [&](auto name_of) {
+    for (auto it = tensors_.begin(); it != tensors_.end();) {
+      const std::string* by = nullptr;
+      for (const std::string& pattern : patterns) {
+        if (!matches(pattern, name_of(*it))) continue;
+        used.insert(pattern);
+        by = &pattern;
+      }
+      if (by != nullptr) out_.emplace(it->first, *by);
+      it = by != nullptr ? tensors_.erase(it) : std::next(it);
+    }
+  };
+  leave_out([](const auto& entry) { return entry.first; });
+  const std::string_view prefix = common_prefix(tensors_, known);
+  if (!prefix.empty()) {
+    std::map<std::string_view, StoredTensor> shorter;
+    for (const auto& [name, stored] : tensors_) {
+      shorter.emplace(name.substr(prefix.size()), stored);
+    }
+    tensors_ = std::move(shorter);
+    leave_out([](const auto& entry) { return entry.first; });
+  }
+  for (const std::string& pattern : patterns) {
+    if (used.contains(pattern)) continue;
+    throw InputError("ignore: no tensor in " + printable(path_) + " has a name like " +
+                     quote(pattern));
+  }
+}
+
+std::string_view TensorStore::left_out(std::string_view name) const {
+  for (const auto& [other, pattern] : out_) {
+    if (other == name) return pattern;
+    const bool with_prefix = other.size() > name.size() && other.ends_with(name) &&
+                             other[other.size() - name.size() - 1] == '.';
+    if (with_prefix) return pattern;
+  }
+  return {};
 }
 
 const StoredTensor* TensorStore::find(std::string_view name) const {
@@ -112,8 +178,42 @@ void TensorStore::add(const SafetensorsFile& file) {
   }
 }
 
+// Some downloads leave the index behind. The numbers in the names say whether all shards are there.
+bool TensorStore::open_numbered_shards() {
+  static const std::regex form("model-([0-9]{5})-of-([0-9]{5})\\.safetensors");
+  std::string count;
+  std::error_code error;
+  std::filesystem::directory_iterator it(folder_, error), end;
+  for (; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    std::smatch found;
+    if (!std::regex_match(name, found, form)) continue;
+    if (!count.empty() && count != found[2]) {
+      fail(folder_, "holds shards of " + count + " and of " + found[2].str() +
+                        " but no model.safetensors.index.json");
+    }
+    count = found[2];
+  }
+  if (count.empty()) return false;
+  const int shards = std::stoi(count);
+  if (shards < 1 || shards > static_cast<int>(kMaxShards)) {
+    fail(folder_, "holds a shard \"of " + count + "\"");
+  }
+  for (int i = 1; i <= shards; ++i) {
+    std::string number = std::to_string(i);
+    number.insert(0, count.size() - number.size(), '0');
+    const std::string name = "model-" + number + "-of-" + count + ".safetensors";
+    if (!entry_exists(folder_ + "/" + name)) {
+      fail(folder_, "the shard " + quote(name) + " is missing: is the download complete?");
+    }
+    files_.push_back(std::make_unique<SafetensorsFile>(folder_ + "/" + name));
+    add(*files_.back());
+  }
+  return true;
+}
+
 void TensorStore::open_shards() {
-  const WeightMap map = parse_index(File(path_).read_all(kMaxIndexBytes), path_);
+  const WeightMap map = parse_index(read_text(path_, kMaxIndexBytes), path_);
   std::set<std::string> names;
   for (const auto& [tensor, shard] : map) names.insert(shard);
   if (names.size() > kMaxShards) fail(path_, "names too many shards");

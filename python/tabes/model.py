@@ -118,9 +118,9 @@ def load(
     """Loads a checkpoint folder: config.json and safetensors, in one file or sharded.
 
     Args:
-        path: the folder, or the root of a repository in the hub's cache; where there is none of this
-            name, a bundled model's ("moses", "sudoku", "countdown"). Nothing is downloaded and no
-            code from it is run.
+        path: the folder, or the root of a repository in the hub's cache; where there is none of
+            this name, a bundled model's ("moses", "sudoku", "countdown"). Nothing is downloaded and
+            no code from it is run.
         device: where the weights go, ``"cpu"`` or a CUDA device.
         dtype: of weights and computation: float32, bfloat16, float16 (on a GPU), or float64 for
             verification.

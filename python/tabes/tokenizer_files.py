@@ -9,6 +9,7 @@ tokenizer_config.json and the files beside it say applies to both, as in transfo
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def load_tokenizer(directory: Path, mask_token_id: int | None = None) -> Tokeniz
 
     Raises CheckpointError for files that are there but cannot be used.
     """
-    settings = _core.read_tokenizer_settings(str(directory))
+    settings = _core.read_tokenizer_settings(os.fsencode(directory))
     path = next((p for p in (directory / name for name in _FILES) if p.is_file()), None)
     if path is None:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import torch
 
@@ -21,11 +21,18 @@ if TYPE_CHECKING:
     from tabes.model import Model
 
 # One sequence or a batch of them: text, a conversation, or token ids.
-Prompts: TypeAlias = (
-    "str | Sequence[str] | Sequence[Message] | Sequence[Sequence[Message]] | torch.Tensor"
-    " | np.ndarray[Any, Any] | Sequence[int] | Sequence[Sequence[int]] | Sequence[torch.Tensor]"
-    " | Sequence[np.ndarray[Any, Any]]"
-)
+Prompts: TypeAlias = Union[  # a quoted part cannot follow |
+    str,
+    Sequence[str],
+    Sequence[Message],
+    Sequence[Sequence[Message]],
+    torch.Tensor,
+    "np.ndarray[Any, Any]",
+    Sequence[int],
+    Sequence[Sequence[int]],
+    Sequence[torch.Tensor],
+    "Sequence[np.ndarray[Any, Any]]",
+]
 
 
 @dataclass(frozen=True)

@@ -201,9 +201,13 @@ def _outside() -> int:
 def _tensor(value: Any, what: str) -> torch.Tensor:
     """An int64 CPU tensor of an array; writable contiguous int64 arrays share their memory."""
     if not isinstance(value, torch.Tensor):
-        flags = getattr(value, "flags", None)
-        if flags is not None and not (flags.writeable and flags.c_contiguous):
-            value = value.copy()  # torch takes neither negative strides nor read-only memory
+        flags, strides = getattr(value, "flags", None), getattr(value, "strides", None) or ()
+        # torch takes neither read-only memory nor negative strides, which an array of one token may
+        # have and be contiguous.
+        if flags is not None and not (
+            flags.writeable and flags.c_contiguous and all(step >= 0 for step in strides)
+        ):
+            value = value.copy()
         try:
             value = torch.as_tensor(value, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:

@@ -40,7 +40,9 @@ void Loop::look(Step& now) {
     if (keep_context) now.live[b]->known.reset();
     all = all && !now.live[b]->known && cu[b] < cu[b + 1];
   }
-  if (all || (keep_context && cu.back() > 0)) {
+  // In a frozen context every step is a pass over all sequences, even if it has nothing to write:
+  // which steps are full ones must not depend on what else is in the batch.
+  if (all || keep_context) {
     look_at_all(now, keep_context);
   } else {
     look_at_new(now);
@@ -127,9 +129,8 @@ void Loop::look_at_new(Step& now) {
     }
   }
   if (parts.empty()) {  // every sequence waits for its steps to end
-    const at::Tensor none = at::empty({0}, at::TensorOptions(info_.device).dtype(at::kFloat));
-    now.predicted.predictions = {none.to(at::kLong), none, none, none, none};
-    now.predicted.features = none.view({0, 1});
+    now.predicted.predictions = no_predictions(info_.device);
+    now.predicted.features = at::empty({0, 1}, at::TensorOptions(info_.device).dtype(at::kFloat));
   } else {
     now.predicted.predictions = joined(parts);
     now.predicted.features = at::cat(features);

@@ -2,6 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/gather.h>
 #include <ATen/ops/lerp.h>
@@ -57,6 +58,11 @@ at::Tensor guided(const at::Tensor& with, const at::Tensor& without, double scal
 
 }  // namespace
 
+Predictions no_predictions(at::Device device) {
+  const at::Tensor none = at::empty({0}, at::TensorOptions(device).dtype(at::kFloat));
+  return {none.to(at::kLong), none, none, none, none};
+}
+
 Predicted predict(const Denoiser& model, const PredictRequest& request) {
   const PlainDispatch plain;
   const GenerateOptions& options = request.options;
@@ -70,6 +76,11 @@ Predicted predict(const Denoiser& model, const PredictRequest& request) {
           ? model.encode(joined(request.batch, *request.unguided),
                          joined(request.rows, request.batch.rows()), options.poll, kept)
           : model.encode(request.batch, request.rows, options.poll, kept);
+  if (n == 0) {
+    result.predictions = no_predictions(features.device());
+    result.features = features;
+    return result;
+  }
   // Guided logits are those of two passes and some numbers of their own.
   const int64_t copies = request.unguided ? 6 : 1;
   const int64_t piece = logits_at_once(copies * model.info().vocab_size, features.element_size());

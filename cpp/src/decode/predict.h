@@ -31,6 +31,9 @@ struct Predicted {
   std::unique_ptr<Context> context;  // if it was to be kept; its first rows are the batch's
 };
 
+// What is predicted at no row.
+Predictions no_predictions(at::Device device);
+
 // The logits exist for some rows at a time only.
 Predicted predict(const Denoiser& model, const PredictRequest& request);
 

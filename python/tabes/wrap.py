@@ -19,6 +19,8 @@ from tabes.model import Model
 from tabes.text import Tokenizer
 
 _NO_LIMIT = 2**31 - 1
+# What config and tokenizer call the tokens that are no part of a text.
+_NO_TEXT = ("pad_token_id", "bos_token_id", "cls_token_id", "sep_token_id", "unk_token_id")
 # ESM was trained with 15% of its tokens hidden, 80% of those behind the mask token.
 _ESM_SHOWN = 1 - 0.15 * 0.8
 _WANTED = (
@@ -69,7 +71,8 @@ def wrap(
         model: the model, in eval mode, in float32, bfloat16, float16 (on a GPU) or float64.
         mask_token_id: the mask token; by default config.mask_token_id, then the tokenizer's.
         tokenizer: one of transformers, a ``tokenizers.Tokenizer`` or a `tabes.text.Tokenizer`;
-            without one `generate` takes token ids only.
+            without one `generate` takes token ids only. Its special tokens, and those that the
+            config names, are not written unless `generate` is told to (``allow_special``).
         embedding_table: input embeddings [V, D]; by default model.get_input_embeddings().
         max_length: longest sequence; by default what the config says, else no limit.
         eos_token_ids: tokens that end a text; by default what config, generation_config and
@@ -117,6 +120,9 @@ def wrap(
             source.writable()[mask] = 0
 
     said = [config, getattr(pretrained, "generation_config", None), tokenizer]
+    ends = _ends(said, tokenizer, size)
+    special = [i for name in _NO_TEXT for i in _ids(said, name, size)]
+    special += [i for i in (text.special_token_ids if text is not None else []) if i < size]
     function = _function(model, module, pretrained, source, embed)
     core = _core.module_denoiser(
         function,
@@ -128,12 +134,10 @@ def wrap(
         else integer(max_length, "max_length"),
         num_layers=_id(config, "num_hidden_layers") or 0,
         parameters=0 if module is None else sum(p.numel() for p in module.parameters()),
-        eos_token_ids=_ids(said, "eos_token_id", size)
-        if eos_token_ids is None
-        else integers(eos_token_ids, "eos_token_ids"),
+        eos_token_ids=ends if eos_token_ids is None else integers(eos_token_ids, "eos_token_ids"),
         bos_token_id=next(iter(_ids(said, "bos_token_id", size)), None),
         pad_token_id=next(iter(_ids(said, "pad_token_id", size)), None),
-        special_token_ids=[],
+        special_token_ids=special,
         logit_shift=flag(logit_shift, "logit_shift"),
     )
     wrapped = Model(core, tokenizer=text)
@@ -209,6 +213,14 @@ def _ids(sources: Iterable[Any], name: str, size: int) -> list[int]:
             if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < size and i not in found:
                 found.append(i)
     return found
+
+
+def _ends(sources: Iterable[Any], tokenizer: Any, size: int) -> list[int]:
+    ends = _ids(sources, "eos_token_id", size)
+    # RoBERTa's tokenizer calls its separator so, behind which a text may go on.
+    by_model = _ids([s for s in sources if s is not tokenizer], "eos_token_id", size)
+    separators = {i for n in ("sep_token_id", "cls_token_id") for i in _ids([tokenizer], n, size)}
+    return [i for i in ends if i in by_model or i not in separators]
 
 
 def _max_length(module: torch.nn.Module | None, config: Any) -> int:

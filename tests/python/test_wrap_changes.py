@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -389,3 +390,85 @@ def test_end_tokens_of_all_who_name_them(
     assert wrapped.info.eos_token_ids == wanted
     assert tabes.wrap(model, mask_token_id=MASK, eos_token_ids=[8]).info.eos_token_ids == [8]
     assert tabes.wrap(model, mask_token_id=MASK, eos_token_ids=[]).info.eos_token_ids == []
+
+
+# ---- Tokenizers ----------------------------------------------------------------------------------
+
+LETTERS = [*"LAGVSERTIDPKQNFYMHWCXBUZO", ".", "-", "<null_1>"]
+
+
+@pytest.fixture
+def proteins(tmp_path: Path) -> tuple[Any, Any]:
+    """ESM's tokenizer, of which there is no fast one, and a model that would write anything."""
+    words = ["<cls>", "<pad>", "<eos>", "<unk>", *LETTERS, "<mask>"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = transformers.EsmTokenizer(str(tmp_path / "vocab.txt"))
+    torch.manual_seed(3)
+    config = transformers.EsmConfig(
+        vocab_size=33, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=40, max_position_embeddings=64, pad_token_id=1, mask_token_id=32,
+        token_dropout=True, position_embedding_type="rotary",
+    )  # fmt: skip
+    return tokenizer, transformers.EsmForMaskedLM(config).eval()
+
+
+@pytest.mark.case("N04")
+def test_a_tokenizer_written_in_python_serves(proteins: tuple[Any, Any]) -> None:
+    tokenizer, esm = proteins
+    wrapped = tabes.wrap(esm, tokenizer=tokenizer)
+    assert wrapped.info.mask_token_id == 32
+    assert wrapped.info.eos_token_ids == [2]
+    assert wrapped.info.special_token_ids == [0, 1, 3, 31]
+    text = "MKT<mask><mask>LLV<mask>G"
+    out = tabes.generate(wrapped, text, steps=2, temperature=1.0, seed=1)
+    given = tokenizer(text)["input_ids"]
+    tokens = out.tokens.tolist()
+    assert [t for t, g in zip(tokens, given, strict=True) if g != 32] == [
+        g for g in given if g != 32
+    ]
+    assert out.texts is not None
+    assert out.texts[0] == "".join(tokenizer.convert_ids_to_tokens(t) for t in tokens[1:-1])
+    # The same as by token ids alone, where the model is wrapped without a tokenizer.
+    plain = tabes.wrap(esm, eos_token_ids=[2])
+    same = tabes.generate(
+        plain, given, steps=2, temperature=1.0, seed=1, forbidden=wrapped.info.special_token_ids
+    )
+    assert same.tokens.tolist() == tokens
+    # Appended masks stand before the end token that the tokenizer writes.
+    longer = tabes.generate(wrapped, "MKT", gen_length=5, steps=5)
+    assert longer.tokens.tolist()[:4] == tokenizer("MKT")["input_ids"][:4]
+    assert longer.tokens.tolist()[-1] == 2
+
+
+@pytest.mark.case("N04")
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_special_tokens_are_not_written_unasked(
+    proteins: tuple[Any, Any], with_tokenizer: bool
+) -> None:
+    tokenizer, esm = proteins
+    with torch.no_grad():
+        esm.lm_head.bias[[0, 1, 3]] = 50.0  # what it would write: <cls>, <pad>, <unk>
+    esm.config.cls_token_id = 0
+    wrapped = tabes.wrap(esm, tokenizer=tokenizer if with_tokenizer else None)
+    assert {0, 1} <= set(wrapped.info.special_token_ids)
+    canvas_ = [0, 20, *[32] * 8, 2]
+    unasked = tabes.generate(wrapped, canvas_, steps=4, forbidden=[3]).tokens.tolist()
+    asked = tabes.generate(wrapped, canvas_, steps=4, allow_special=True).tokens.tolist()
+    assert not {0, 1, 3, 32} & set(unasked[2:-1])
+    assert set(asked[2:-1]) <= {0, 1, 3}
+
+
+def test_a_separator_by_the_name_of_an_end_is_none() -> None:
+    from tokenizers import Tokenizer, models
+
+    words = {f"w{i}": i for i in range(50)}
+    given = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")),
+        eos_token="w2", sep_token="w2", cls_token="w1", mask_token=f"w{MASK}", unk_token="w0",
+    )  # fmt: skip
+    model = make("bert")
+    wrapped = tabes.wrap(model, tokenizer=given)
+    assert wrapped.info.eos_token_ids == []
+    assert wrapped.info.special_token_ids == [0, 1, 2]
+    model.config.eos_token_id = 2  # the model's own word counts
+    assert tabes.wrap(model, tokenizer=given).info.eos_token_ids == [2]

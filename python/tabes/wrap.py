@@ -19,8 +19,6 @@ from tabes.model import Model
 from tabes.text import Tokenizer
 
 _NO_LIMIT = 2**31 - 1
-# What config and tokenizer call the tokens that are no part of a text.
-_NO_TEXT = ("pad_token_id", "bos_token_id", "cls_token_id", "sep_token_id", "unk_token_id")
 # ESM was trained with 15% of its tokens hidden, 80% of those behind the mask token.
 _ESM_SHOWN = 1 - 0.15 * 0.8
 _WANTED = (
@@ -71,8 +69,8 @@ def wrap(
         model: the model, in eval mode, in float32, bfloat16, float16 (on a GPU) or float64.
         mask_token_id: the mask token; by default config.mask_token_id, then the tokenizer's.
         tokenizer: one of transformers, a ``tokenizers.Tokenizer`` or a `tabes.text.Tokenizer`;
-            without one `generate` takes token ids only. Its special tokens, and those that the
-            config names, are not written unless `generate` is told to (``allow_special``).
+            without one `generate` takes token ids only. Its special tokens are not written unless
+            `generate` is told to (``allow_special``).
         embedding_table: input embeddings [V, D]; by default model.get_input_embeddings().
         max_length: longest sequence; by default what the config says, else no limit.
         eos_token_ids: tokens that end a text; by default what config, generation_config and
@@ -121,8 +119,7 @@ def wrap(
 
     said = [config, getattr(pretrained, "generation_config", None), tokenizer]
     ends = _ends(said, tokenizer, size)
-    special = [i for name in _NO_TEXT for i in _ids(said, name, size)]
-    special += [i for i in (text.special_token_ids if text is not None else []) if i < size]
+    special = [] if text is None else [i for i in text.special_token_ids if i < size]
     function = _function(model, module, pretrained, source, embed)
     core = _core.module_denoiser(
         function,

@@ -154,7 +154,9 @@ def pair(rxnfp_checkpoint: Path) -> tuple[tabes.Model, tabes.Model]:
     """The reaction BERT in float64, where no rounding decides between tokens: native, wrapped."""
     native = tabes.load(rxnfp_checkpoint, dtype="float64")
     model = transformers.BertForMaskedLM.from_pretrained(rxnfp_checkpoint).double()
-    return native, tabes.wrap(model, mask_token_id=native.info.mask_token_id)
+    wrapped = tabes.wrap(model, mask_token_id=native.info.mask_token_id, tokenizer=native.tokenizer)
+    assert wrapped.info.special_token_ids == native.info.special_token_ids != []
+    return native, wrapped
 
 
 def reactions(model: tabes.Model, number: int) -> list[torch.Tensor]:

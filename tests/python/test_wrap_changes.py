@@ -441,21 +441,20 @@ def test_a_tokenizer_written_in_python_serves(proteins: tuple[Any, Any]) -> None
 
 
 @pytest.mark.case("N04")
-@pytest.mark.parametrize("with_tokenizer", [True, False])
-def test_special_tokens_are_not_written_unasked(
-    proteins: tuple[Any, Any], with_tokenizer: bool
-) -> None:
+def test_special_tokens_are_not_written_unasked(proteins: tuple[Any, Any]) -> None:
     tokenizer, esm = proteins
     with torch.no_grad():
         esm.lm_head.bias[[0, 1, 3]] = 50.0  # what it would write: <cls>, <pad>, <unk>
-    esm.config.cls_token_id = 0
-    wrapped = tabes.wrap(esm, tokenizer=tokenizer if with_tokenizer else None)
-    assert {0, 1} <= set(wrapped.info.special_token_ids)
+    wrapped = tabes.wrap(esm, tokenizer=tokenizer)
     canvas_ = [0, 20, *[32] * 8, 2]
-    unasked = tabes.generate(wrapped, canvas_, steps=4, forbidden=[3]).tokens.tolist()
+    unasked = tabes.generate(wrapped, canvas_, steps=4).tokens.tolist()
     asked = tabes.generate(wrapped, canvas_, steps=4, allow_special=True).tokens.tolist()
     assert not {0, 1, 3, 32} & set(unasked[2:-1])
     assert set(asked[2:-1]) <= {0, 1, 3}
+    # Who gives no tokenizer says nothing of them.
+    plain = tabes.wrap(esm)
+    assert plain.info.special_token_ids == []
+    assert tabes.generate(plain, canvas_, steps=4).tokens.tolist() == asked
 
 
 def test_a_separator_by_the_name_of_an_end_is_none() -> None:

@@ -233,7 +233,9 @@ TEST(Errors, OfPyTorchDoNotComeOutAsTheyAre) {
     GenerateOptions options;
     options.forbidden = {7};
     EXPECT_THROW(generate(odd, one, options), Error) << i;
-    if (i != 3) EXPECT_THROW(logits(odd, one), Error) << i;
+    if (i != 3) {
+      EXPECT_THROW(logits(odd, one), Error) << i;
+    }
     EXPECT_THROW(one_step_fall(odd, one, {{0}}, {{1}}, {7}), Error) << i;
     EXPECT_THROW(influence(odd, one, {{0}}, {{1}}), Error) << i;
   }

@@ -211,7 +211,9 @@ TEST(BadLogits, AreNamedWhoeverSelectsAndHoweverThePassIsMade) {
         if (masks == 11 && said[0] == "no error of this type") continue;
         EXPECT_TRUE(has(said[0], ", sequence 0, position 4: the model's logits hold NaN"))
             << name << ": " << said[0];
-        if (masks == 1000) EXPECT_EQ(said[0].find("step 0,"), 0U) << said[0];
+        if (masks == 1000) {
+          EXPECT_EQ(said[0].find("step 0,"), 0U) << said[0];
+        }
         ++decodes;
       }
     }
@@ -307,6 +309,10 @@ TEST(Draws, AreThoseOfTheSequencesNumber) {
                   "number sequences from 0"));
 }
 
+at::Tensor counted(const std::vector<int64_t>& values) {
+  return at::tensor(values, at::kLong);
+}
+
 // case F17
 TEST(Temperatures, AreRightAtTheirEnds) {
   constexpr int64_t kRows = 4000;
@@ -318,8 +324,8 @@ TEST(Temperatures, AreRightAtTheirEnds) {
     const auto counts = [&](double t, int64_t top_k = 0, double top_p = 1) {
       return at::bincount(ops::sample_rows(logits, u, t, top_k, top_p), {}, 5);
     };
-    const at::Tensor uniform = at::tensor({1000, 1000, 0, 1000, 1000}, at::kLong);
-    const at::Tensor certain = at::tensor({0, kRows, 0, 0, int64_t{0}}, at::kLong);
+    const at::Tensor uniform = counted({1000, 1000, 0, 1000, 1000});
+    const at::Tensor certain = counted({0, kRows, 0, 0, 0});
     for (const double t : {1e30, 1e45, 1e46, 1e300, std::numeric_limits<double>::max()}) {
       EXPECT_TRUE((counts(t) - uniform).abs().max().item<int64_t>() <= 1) << type << t << counts(t);
       EXPECT_EQ(counts(t, 2).gt(0).sum().item<int64_t>(), 2) << type << t;

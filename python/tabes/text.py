@@ -359,15 +359,6 @@ class Tokenizer:
         and those of the usual names ([unused1], <null_1>)."""
         return sorted((self._hidden | set(self._usual)) - {self.mask_token_id})
 
-    def separates(self, token: int) -> bool:
-        """Whether a token stands between or behind texts that begin with [CLS], as in BERT and ESM.
-
-        A model that writes such a token goes on behind it, be it called ``eos_token`` as well.
-        """
-        found = [self._named_tokens.get(role) for role in ("cls_token", "sep_token")]
-        cls, sep = (None if n is None else self.backend.token_to_id(n) for n in found)
-        return token in (cls, sep) or ([cls], [token]) == (self._prefix, self._suffix)
-
     @cached_property
     def _usual(self) -> list[int]:
         vocabulary = self.backend.get_vocab(with_added_tokens=True)

@@ -118,7 +118,8 @@ def wrap(
             source.writable()[mask] = 0
 
     said = [config, getattr(pretrained, "generation_config", None), tokenizer]
-    ends = _ends(said, tokenizer, size)
+    # ESM's <eos> stands behind every protein; one that it wrote within would be no residue.
+    ends = [] if embed is not None else _ends(said, tokenizer, size)
     special = [] if text is None else [i for i in text.special_token_ids if i < size]
     function = _function(model, module, pretrained, source, embed)
     core = _core.module_denoiser(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import tabes
+import torch
 from tabes import CheckpointError, InputError
 from tabes.text import Tokenizer
 from tabes.tokenizer_files import load_tokenizer
@@ -20,6 +21,8 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import (
     BertTokenizer,
+    EsmConfig,
+    EsmForMaskedLM,
     EsmTokenizer,
     PreTrainedTokenizerFast,
 )
@@ -366,6 +369,38 @@ def test_tokenizers_without_a_fast_form(esm: EsmTokenizer) -> None:
     with pytest.raises(InputError, match="spells the mask token"):
         ours.encode_prompt("MK<mask>", 2)
     assert "EsmTokenizer, 33 tokens, mask '<mask>' = 32" in repr(ours)
+
+
+@pytest.mark.case("N03", "N04")
+def test_a_wrapped_esm_writes_residues(esm: EsmTokenizer) -> None:
+    config = EsmConfig(
+        vocab_size=33,
+        mask_token_id=32,
+        pad_token_id=1,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        position_embedding_type="rotary",
+    )
+    module = EsmForMaskedLM(config).eval()
+    special = [0, 1, 2, 3, 31]
+    with torch.no_grad():
+        module.lm_head.bias[special] = 50.0  # it would rather write nothing else
+    model = tabes.wrap(module, tokenizer=esm)
+    assert (model.info.special_token_ids, model.info.eos_token_ids) == (special, [])
+    out = tabes.generate(model, "MK<mask><mask>LV<mask>", steps=3)
+    assert out.texts is not None
+    (text,) = out.texts
+    assert (text[:2], text[4:6], len(text)) == ("MK", "LV", 7)
+    assert set(text) < set(ESM)
+    freely = tabes.generate(model, "MK<mask>L", steps=1, allow_special=True)
+    assert freely.texts in ([f"MK{esm.convert_ids_to_tokens(i)}L"] for i in special)
+    letters = set(range(33)) - {*special, 32}
+    only = tabes.generate(model, "MK<mask>L", forbidden=sorted(letters - {29}), steps=1)
+    assert only.texts == ["MK.L"]  # a gap is a token like any other: forbid it by name
+    none = tabes.generate(model, "MK<mask>L", forbidden=[*sorted(letters - {29, 5}), "."], steps=1)
+    assert none.texts == ["MKAL"]
 
 
 @pytest.mark.case("F10")

@@ -1,9 +1,9 @@
-// A frozen linear map, kept in whichever layout multiplies fastest on this device.
+// A frozen linear map, in one copy of its weight.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
-#include <memory>
+#include "model/panels.h"
 
 namespace tabes {
 
@@ -11,18 +11,18 @@ class Linear {
  public:
   Linear() = default;
 
-  // weight [out, in]; bias [out] or undefined. With `prepack`, on x86 CPUs, the weight is reordered
-  // once into oneDNN's blocked layout and the plain copy is dropped: the float32 product is then
-  // 1.1 to 2.3 times faster on AMD, and the fused sums below save a pass over the result.
+  // weight [out, in]; bias [out] or undefined. With `prepack` the weight is laid out in panels
+  // where this machine has products with them, and the plain copy is not kept. Every map, forward
+  // and adjoint, works from the one copy there is.
   Linear(at::Tensor weight, at::Tensor bias, bool prepack);
 
-  int64_t out_features() const { return out_; }
-  bool is_packed() const { return transpose_ != nullptr; }
+  int64_t out_features() const { return weight_.out; }
+  bool is_packed() const { return weight_.in_panels; }
 
   // The map to outputs from .. from + count alone, on the same memory. Not of a packed one.
   Linear part(int64_t from, int64_t count) const {
-    return {weight_.narrow(0, from, count), bias_.defined() ? bias_.narrow(0, from, count) : bias_,
-            /*prepack=*/false};
+    return {weight_.data.narrow(0, from, count),
+            bias_.defined() ? bias_.narrow(0, from, count) : bias_, /*prepack=*/false};
   }
 
   at::Tensor operator()(const at::Tensor& x) const;                        // x W^T + b
@@ -30,19 +30,16 @@ class Linear {
   // gelu(x W^T + b); approximate: the tanh form.
   at::Tensor gelu(const at::Tensor& x, bool approximate) const;
 
-  // For gradients g [n, out]: g W and g W + residual. The first call on a reordered weight makes a
-  // reordered transpose and keeps it, which doubles the weight's memory.
+  // For gradients g [n, out]: g W and g W + residual.
   at::Tensor adjoint(const at::Tensor& g) const;
   at::Tensor adjoint_plus(const at::Tensor& g, const at::Tensor& residual) const;
 
  private:
-  struct Transpose;
-  const at::Tensor& transposed() const;
+  bool by_panels() const;
+  at::Tensor plain() const;
 
-  at::Tensor weight_;  // [out, in], or oneDNN's opaque layout of it
+  PanelWeight weight_;
   at::Tensor bias_;
-  std::shared_ptr<Transpose> transpose_;  // for a reordered weight
-  int64_t out_ = 0, in_ = 0;
 };
 
 }  // namespace tabes

@@ -2,7 +2,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sort.h>
@@ -14,6 +13,7 @@
 #include "batch/pieces.h"
 #include "batch/rows.h"
 #include "messages.h"
+#include "model/linear.h"
 #include "ops/meta.h"
 #include "ops/ops.h"
 #include "plain_dispatch.h"
@@ -34,6 +34,7 @@ at::Tensor directions(const Denoiser& model, const SurrogateRequest& request) {
   const int64_t n = request.candidates.count();
   const int64_t piece = logits_at_once(model.info().vocab_size, sizeof(float));
   const double tau = request.options.tau;
+  const Linear by_table(table, {}, /*prepack=*/false);
   std::vector<at::Tensor> parts;
   for (int64_t from = 0; from < n; from += piece) {
     at::Tensor logits =
@@ -51,7 +52,7 @@ at::Tensor directions(const Denoiser& model, const SurrogateRequest& request) {
                                                : ops::inverse_temperature<float>(tau);
     logits = logits.to(real);
     const at::Tensor q = at::softmax((logits - logits.amax(1, true)).mul_(inverse), 1);
-    parts.push_back(at::mm(q.to(table.scalar_type()), table) - mask);
+    parts.push_back(by_table.adjoint(q.to(table.scalar_type())) - mask);
   }
   return parts.size() == 1 ? parts[0] : at::cat(parts);
 }

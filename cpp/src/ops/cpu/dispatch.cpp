@@ -2,16 +2,21 @@
 #include <string_view>
 
 #include "ops/cpu/kernels.h"
+#include "ops/cpu/panels.h"
 
 namespace tabes::cpu {
 
-#define TABES_DECLARE_ISA(isa)                                          \
-  namespace isa {                                                       \
-  template <typename T>                                                 \
-  const Kernels<T>& table();                                            \
-  extern template const Kernels<float>& table<float>();                 \
-  extern template const Kernels<double>& table<double>();               \
-  extern template const Kernels<c10::BFloat16>& table<c10::BFloat16>(); \
+#define TABES_DECLARE_ISA(isa)                                                \
+  namespace isa {                                                             \
+  template <typename T>                                                       \
+  const Kernels<T>& table();                                                  \
+  extern template const Kernels<float>& table<float>();                       \
+  extern template const Kernels<double>& table<double>();                     \
+  extern template const Kernels<c10::BFloat16>& table<c10::BFloat16>();       \
+  template <typename T>                                                       \
+  const PanelKernels<T>& panels();                                            \
+  extern template const PanelKernels<float>& panels<float>();                 \
+  extern template const PanelKernels<c10::BFloat16>& panels<c10::BFloat16>(); \
   }
 
 TABES_DECLARE_ISA(generic)
@@ -65,6 +70,23 @@ const Kernels<T>& kernels() {
 template const Kernels<float>& kernels<float>();
 template const Kernels<double>& kernels<double>();
 template const Kernels<c10::BFloat16>& kernels<c10::BFloat16>();
+
+template <typename T>
+const PanelKernels<T>& panel_kernels() {
+  switch (chosen()) {
+#ifdef TABES_X86_KERNELS
+    case Isa::avx512:
+      return avx512::panels<T>();
+    case Isa::avx2:
+      return avx2::panels<T>();
+#endif
+    default:
+      return generic::panels<T>();
+  }
+}
+
+template const PanelKernels<float>& panel_kernels<float>();
+template const PanelKernels<c10::BFloat16>& panel_kernels<c10::BFloat16>();
 
 const char* instruction_set() {
   switch (chosen()) {

@@ -1,48 +1,14 @@
-// Compiled once per instruction set: the build defines TABES_ISA (the namespace) and the matching
-// CPU_CAPABILITY macros, which decide what at::vec::Vectorized is.
-#include <ATen/cpu/vec/functional.h>
-#include <ATen/cpu/vec/vec.h>
-
+// The row kernels; compiled once per instruction set (vectors.h).
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "ops/cpu/kernels.h"
+#include "ops/cpu/vectors.h"
 
 namespace tabes::cpu::TABES_ISA {
 namespace {
-
-template <typename A>
-using Vec = at::vec::Vectorized<A>;
-
-template <typename A>
-A reduce_add(const Vec<A>& v) {
-  return at::vec::vec_reduce_all<A>([](const Vec<A>& a, const Vec<A>& b) { return a + b; }, v);
-}
-
-// Calls body(offset, count) over [0, n) in vector-sized pieces; count < size() only at the end.
-template <typename A, typename Body>
-inline void for_pieces(int64_t n, const Body& body) {
-  constexpr int64_t step = Vec<A>::size();
-  int64_t i = 0;
-  for (; i + step <= n; i += step) body(i, step);
-  if (i < n) body(i, n - i);
-}
-
-template <typename A>
-inline Vec<A> load(const A* p, int64_t count) {
-  return count == Vec<A>::size() ? Vec<A>::loadu(p) : Vec<A>::loadu(p, count);
-}
-
-template <typename A>
-inline void store(const Vec<A>& v, A* p, int64_t count) {
-  if (count == Vec<A>::size()) {
-    v.store(p);
-  } else {
-    v.store(p, count);
-  }
-}
 
 // Rows are worked on in A. Where T is A the rows are used where they lie; else they pass through
 // a buffer, which stays in the first-level cache for every width a model has.

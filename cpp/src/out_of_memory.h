@@ -8,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include "available_memory.h"
 #include "tabes/error.h"
 
 namespace tabes {
@@ -22,8 +23,8 @@ inline bool is_out_of_memory(const c10::Error& error) {
          has("Storage size calculation overflowed");
 }
 
-// What `work` returns; if memory runs out meanwhile, DeviceError with the text of `say`. No
-// c10::Error comes out of it.
+// What `work` returns; if memory runs out meanwhile, or would, DeviceError with the text of `say`.
+// No c10::Error comes out of it.
 template <typename Work, typename Say>
 auto within_memory(Work&& work, Say&& say) {
   try {
@@ -31,6 +32,9 @@ auto within_memory(Work&& work, Say&& say) {
   } catch (const c10::Error& error) {
     if (!is_out_of_memory(error)) throw Error(error.what_without_backtrace());
     throw DeviceError(say());
+  } catch (const NotEnoughMemory& error) {
+    throw DeviceError(say() + " (" + size_text(error.needed) + " are needed, " +
+                      size_text(error.available) + " are free)");
   } catch (const std::bad_alloc&) {
     throw DeviceError(say());
   } catch (const std::length_error&) {  // of a vector that could not be that long

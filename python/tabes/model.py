@@ -131,14 +131,15 @@ def load(
         ignore: tensors to leave out where the files hold more than the model: names in which ``*``
             stands for any text, ``"cls.species.*"`` say. Pooler and next-sentence heads are left
             out anyhow; a line of the logger ``tabes`` (INFO) names them.
-        prepack: on x86 CPUs keep weights in oneDNN's layout, which multiplies faster; BoE steering
-            then holds every weight twice (once transposed). False: one plain copy serves both.
+        prepack: on x86 CPUs lay weights out anew as they are read, for faster products, forward and
+            for steering, from one copy. False: keep them as they are stored.
         progress: called with the bytes read so far and in all. Without it, loads of more than 1 GiB
             show a progress bar on stderr if that is a terminal.
 
     Raises:
         CheckpointError: the folder cannot be used; the message says which file and what to do.
-        DeviceError: the device or dtype is not available here.
+        DeviceError: the device or dtype is not available here, or the model does not fit in the
+            memory that is free, which is seen before a weight is read.
         InputError: an argument is not one of the above.
     """
     if not isinstance(path, (str, os.PathLike)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -50,7 +51,19 @@ def ratio(times: list[float], base: list[float]) -> str:
     return f"{statistics.median(pairs):.2f} ({low:.2f}-{high:.2f})"
 
 
-def high_water() -> int:
-    """This process's peak resident memory in KiB (ru_maxrss would be inherited from the parent)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0])
+def status(name: str) -> float:
+    """MiB of the kernel's status of this process."""
+    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 1024
+
+
+def resident() -> float:
+    """MiB."""
+    return status("VmRSS")
+
+
+def peak_of(work: Callable[[], object]) -> float:
+    """MiB that `work` added to this process at its worst, whatever ran in it before."""
+    base = resident()
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts again from here
+    work()
+    return status("VmHWM") - base

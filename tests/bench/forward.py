@@ -19,7 +19,7 @@ from pathlib import Path
 
 import tabes
 import torch
-from common import MASK, SIZES, checkpoint, high_water, quantiles, ratio
+from common import MASK, SIZES, checkpoint, peak_of, quantiles, ratio
 from llada_torch import LLaDA, LLaDAConfig
 
 
@@ -68,14 +68,15 @@ def outside_share(repeats: int) -> None:
     )
 
 
-def peak_of(side: str, folder: str, queue: multiprocessing.Queue[float]) -> None:
+def peak_in(side: str, folder: str, queue: multiprocessing.Queue[float]) -> None:
     torch.set_num_threads(1)
-    base = high_water()
     tokens = torch.full((1, 512), MASK)
-    if side == "tabes":
-        model = tabes.load(folder)
-        model.core.logits([tokens[0]])
-    else:
+
+    def work() -> None:
+        if side == "tabes":
+            model = tabes.load(folder)
+            model.core.logits([tokens[0]])
+            return
         from safetensors.torch import load_file
 
         module = LLaDA(SIZES["40 M"])
@@ -83,7 +84,8 @@ def peak_of(side: str, folder: str, queue: multiprocessing.Queue[float]) -> None
         module.load_state_dict({k: v.float() for k, v in weights.items()})
         with torch.no_grad():
             module(tokens)
-    queue.put((high_water() - base) / 1024)
+
+    queue.put(peak_of(work))
 
 
 def peak_memory() -> None:
@@ -92,7 +94,7 @@ def peak_memory() -> None:
         context = multiprocessing.get_context("spawn")
         for side in ("tabes", "PyTorch"):
             queue = context.Queue()
-            process = context.Process(target=peak_of, args=(side, folder, queue))
+            process = context.Process(target=peak_in, args=(side, folder, queue))
             process.start()
             print(f"peak memory, 40 M float32, load + forward, L=512: {side} {queue.get():.0f} MiB")
             process.join()

@@ -27,7 +27,7 @@ from typing import Any
 
 import tabes
 import torch
-from common import MASK, SIZES, checkpoint, high_water, ratio
+from common import MASK, SIZES, checkpoint, peak_of, ratio
 from llada_torch import LLaDA
 from safetensors.torch import load_file
 from torch import Tensor
@@ -189,12 +189,8 @@ def measure(name: str, dtype: str, length: int, rhos: list[float], repeats: int)
     return results
 
 
-def peak_of(
-    variant: str, size: str, dtype: str, length: int, folder: str, queue: multiprocessing.Queue
-) -> None:
-    torch.set_num_threads(1)
+def load_and_step(variant: str, size: str, dtype: str, length: int, folder: str) -> None:
     tokens = canvas(length)
-    base = high_water()
     if variant.startswith("torch"):
         with torch.device("meta"):  # so that nothing but the weights themselves is ever held
             module = LLaDA(SIZES[size])
@@ -207,17 +203,21 @@ def peak_of(
                 torch_plain(module, tokens)
             else:
                 torch_boe(module, tokens, 0.25, variant == "torch stopped")
-    else:
-        name, _, layout = variant.partition(" ")
-        model = tabes.load(folder, dtype=dtype, prepack=layout != "unpacked")
-        policy = (
-            "confidence"
-            if name == "plain"
-            else steered(rho=probes(0.25, length) / length, **OURS[name])
-        )
-        for _ in range(2):
-            our_step(model, tokens, policy)
-    queue.put((high_water() - base) / 1024)
+        return
+    model = tabes.load(folder, dtype=dtype)
+    policy = (
+        "confidence"
+        if variant == "plain"
+        else steered(rho=probes(0.25, length) / length, **OURS[variant])
+    )
+    for _ in range(2):
+        our_step(model, tokens, policy)
+
+
+def peak_in(*setting: Any) -> None:
+    """Of the variant (and what `load_and_step` takes) to the queue, the last of them."""
+    torch.set_num_threads(1)
+    setting[-1].put(peak_of(lambda: load_and_step(*setting[:-1])))
 
 
 def peak_memory(size: str, dtype: str, length: int) -> dict[str, float]:
@@ -225,12 +225,11 @@ def peak_memory(size: str, dtype: str, length: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint(SIZES[size], Path(folder))
         context = multiprocessing.get_context("spawn")
-        unpacked = [f"{name} unpacked" for name in ("plain", *OURS)]
         theirs = ["torch plain", "torch naive", "torch stopped"]
-        for variant in ("plain", *OURS, *unpacked, *theirs):
+        for variant in ("plain", *OURS, *theirs):
             queue = context.Queue()
             process = context.Process(
-                target=peak_of, args=(variant, size, dtype, length, folder, queue)
+                target=peak_in, args=(variant, size, dtype, length, folder, queue)
             )
             process.start()
             peaks[variant] = queue.get()

@@ -28,9 +28,9 @@ struct LoadOptions {
   std::vector<std::string> ignore;
   // Called with one line that names heads which have no part in the logits and are left out.
   std::function<void(const std::string& line)> notice;
-  // On x86 CPUs reorder each weight for oneDNN as it is read, and its transpose when the first
-  // influence score needs it: faster products, but steering then holds every weight twice. Off:
-  // one plain copy serves both.
+  // On x86 CPUs lay each weight out anew as it is read: faster products, forward and adjoint, from
+  // one copy as large as the weight. Off: weights stay as they are, and what a product needs of them
+  // is laid out on the way.
   bool prepack = true;
   // Called after each tensor with the bytes read so far and in all; it may throw to stop.
   std::function<void(int64_t done, int64_t total)> progress;
@@ -49,7 +49,8 @@ struct LoadOptions {
 //
 // Throws CheckpointError naming the file, the rule it breaks and, where known, the tensor;
 // InputError for an option out of range, and for a pattern of `ignore` that fits nothing or a
-// tensor that the model needs.
+// tensor that the model needs; DeviceError, before it reads a weight, if the model cannot fit in
+// the memory that is free.
 TABES_API std::shared_ptr<const Denoiser> load(const std::string& directory,
                                                const LoadOptions& options = {});
 

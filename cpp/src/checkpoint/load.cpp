@@ -102,6 +102,18 @@ std::pair<TransformerConfig, Plan> described(const std::string& folder, const Co
   }
 }
 
+// The model and, while it is laid out, its largest tensor once more.
+uint64_t needed_memory(const Plan& plan, const LoadOptions& options) {
+  uint64_t all = 0, largest = 0;
+  for (const auto& [name, stored] : plan.weights) {
+    uint64_t values = 1;
+    for (const int64_t size : stored.info->shape) values *= static_cast<uint64_t>(size);
+    all += values;
+    largest = std::max(largest, values);
+  }
+  return (all + (options.prepack ? largest : 0)) * c10::elementSize(options.dtype);
+}
+
 std::shared_ptr<const Denoiser> load_folder(const std::string& folder, const LoadOptions& options) {
   const std::string config_file = folder + "/config.json";
   const Config config(read_text(config_file, kMaxConfigBytes), config_file);
@@ -110,6 +122,7 @@ std::shared_ptr<const Denoiser> load_folder(const std::string& folder, const Loa
   const Family& family = detect_family(config, store);
   const auto [model, plan] = described(folder, config, family, options, store);
   if (options.notice && !plan.heads.empty()) options.notice(notice_of(folder, plan));
+  if (options.device.is_cpu()) require_memory(needed_memory(plan, options));
   FileWeights weights(plan, options, folder);
   auto made = make_transformer(model, weights, options.device, options.dtype, options.prepack);
   trim_memory();
@@ -160,7 +173,10 @@ std::shared_ptr<const Denoiser> load(const std::string& directory, const LoadOpt
   return within_memory([&] { return load_folder(folder, options); },
                        [&] {
                          return text(printable(folder), ": not enough memory to load the model on ",
-                                     options.device);
+                                     options.device, " in ", options.dtype,
+                                     c10::elementSize(options.dtype) > 2
+                                         ? ": load it in bfloat16, or free some"
+                                         : ": free some, or load it on another device");
                        });
 }
 

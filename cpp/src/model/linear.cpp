@@ -27,11 +27,14 @@ Linear::Linear(at::Tensor weight, at::Tensor bias, bool prepack)
   }
 }
 
-// A plain bfloat16 weight too: PyTorch's product for it keeps memory for every number of rows.
-bool Linear::by_panels() const {
+// From so many rows on, panels of a plain float32 weight are worth making on the way. PyTorch's own
+// product of bfloat16 keeps memory for every number of rows, so theirs always are.
+constexpr int64_t kRowsForPanels = 64;
+
+bool Linear::by_panels(int64_t rows) const {
   const at::Tensor& data = weight_.data;
-  const bool fits = data.scalar_type() == at::kBFloat16 && data.is_contiguous();
-  return (weight_.in_panels || fits) && has_panel_products(data);
+  const bool worth = data.scalar_type() == at::kBFloat16 || rows >= kRowsForPanels;
+  return (weight_.in_panels || (worth && data.is_contiguous())) && has_panel_products(data);
 }
 
 // Panels are of no use while somebody has oneDNN turned off.
@@ -41,20 +44,20 @@ at::Tensor Linear::plain() const {
 
 at::Tensor Linear::operator()(const at::Tensor& x) const {
   if (x.size(0) == 0) return at::empty({0, weight_.out}, x.options());
-  if (by_panels()) return weight_.product(x, {.bias = bias_});
+  if (by_panels(x.size(0))) return weight_.product(x, {.bias = bias_});
   return at::linear(x, plain(), optional(bias_));
 }
 
 at::Tensor Linear::plus(const at::Tensor& x, const at::Tensor& residual) const {
   if (x.size(0) == 0) return residual;
-  if (by_panels()) return weight_.product(x, {.bias = bias_, .residual = residual});
+  if (by_panels(x.size(0))) return weight_.product(x, {.bias = bias_, .residual = residual});
   if (!bias_.defined()) return at::addmm(residual, x, plain().t());
   return at::linear(x, plain(), bias_).add_(residual);
 }
 
 at::Tensor Linear::gelu(const at::Tensor& x, bool approximate) const {
   if (x.size(0) == 0) return at::empty({0, weight_.out}, x.options());
-  if (by_panels()) {
+  if (by_panels(x.size(0))) {
     const auto form = approximate ? cpu::Activation::gelu_tanh : cpu::Activation::gelu;
     return weight_.product(x, {.bias = bias_, .activation = form});
   }
@@ -64,12 +67,13 @@ at::Tensor Linear::gelu(const at::Tensor& x, bool approximate) const {
 
 at::Tensor Linear::adjoint(const at::Tensor& g) const {
   if (g.size(0) == 0) return at::empty({0, weight_.in}, g.options());
-  return by_panels() ? weight_.adjoint(g, {}) : at::mm(g, plain());
+  return by_panels(g.size(0)) ? weight_.adjoint(g, {}) : at::mm(g, plain());
 }
 
 at::Tensor Linear::adjoint_plus(const at::Tensor& g, const at::Tensor& residual) const {
   if (g.size(0) == 0) return residual;
-  return by_panels() ? weight_.adjoint(g, {.residual = residual}) : at::addmm(residual, g, plain());
+  return by_panels(g.size(0)) ? weight_.adjoint(g, {.residual = residual})
+                              : at::addmm(residual, g, plain());
 }
 
 }  // namespace tabes

@@ -12,8 +12,8 @@ class Linear {
   Linear() = default;
 
   // weight [out, in]; bias [out] or undefined. With `prepack` the weight is laid out in panels
-  // where this machine has products with them, and the plain copy is not kept. Every map, forward
-  // and adjoint, works from the one copy there is.
+  // where this machine has products with them, and the plain copy is not kept; else panels are made
+  // on the way where that pays. Every map, forward and adjoint, works from the one copy there is.
   Linear(at::Tensor weight, at::Tensor bias, bool prepack);
 
   int64_t out_features() const { return weight_.out; }
@@ -35,7 +35,7 @@ class Linear {
   at::Tensor adjoint_plus(const at::Tensor& g, const at::Tensor& residual) const;
 
  private:
-  bool by_panels() const;
+  bool by_panels(int64_t rows) const;
   at::Tensor plain() const;
 
   PanelWeight weight_;

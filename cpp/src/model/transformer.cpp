@@ -9,6 +9,7 @@
 
 #include <cmath>
 
+#include "available_memory.h"
 #include "messages.h"
 #include "ops/ops.h"
 #include "plain_dispatch.h"
@@ -34,6 +35,18 @@ FrozenContext& Transformer::own(Context& context, const PackedBatch& batch) cons
     refuse("this context is not of this model and batch, or a pass in it failed: encode() anew");
   }
   return *found;
+}
+
+void Transformer::check_memory(int64_t rows, int64_t kept, int64_t taped) const {
+  if (!info_.device.is_cpu()) return;
+  const int64_t d = config_.hidden_size, up = layers_[0].up.out_features();
+  const int64_t qkv = q_width() + 2 * kv_width();
+  // In the middle of an MLP; the last layer is computed at the wanted rows alone.
+  const int64_t at_once = layers_.size() > 1 ? rows * (3 * d + qkv + up) : 0;
+  // Keys and values stay where they were computed, queries beside them.
+  const int64_t by_layer = kept * qkv + taped * (2 * d + q_width() + up);
+  const auto layers = static_cast<int64_t>(layers_.size()) - 1;
+  require_memory((at_once + layers * by_layer) * c10::elementSize(info_.dtype));
 }
 
 at::Tensor places(const at::Tensor& all, const at::Tensor& rows) {
@@ -149,6 +162,7 @@ at::Tensor Transformer::encode_into(const PackedBatch& batch, const RowSet& rows
                                     FrozenContext* keep) const {
   const PlainDispatch plain;
   check_lengths(batch);
+  check_memory(batch.rows(), keep && keep->kv.empty() ? batch.rows() : 0, 0);
   Pass pass{positions_of(batch.cu_seqlens, info_.device), batch.cu_seqlens, batch.cu_seqlens,
             outputs_for(batch, rows)};
   pass.keep = keep;
@@ -188,6 +202,7 @@ at::Tensor Transformer::encode_active(const PackedBatch& batch, const RowSet& ac
 at::Tensor Transformer::pass_in(FrozenContext& context, const PackedBatch& batch,
                                 const RowSet& active, const RowSet& rows, const Poll& poll) const {
   const PlainDispatch plain;
+  check_memory(active.count(), 0, 0);
   const Pass pass = frozen_pass(batch, active, outputs_for(batch, rows), context,
                                 positions_of(batch.cu_seqlens, info_.device));
   return features(embed(batch.tokens.index_select(0, active.rows), pass.positions), pass, poll);

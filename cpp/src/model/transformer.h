@@ -131,6 +131,10 @@ class Transformer : public Denoiser {
   void check_lengths(const PackedBatch& batch) const;
   // A context of this model's, which holds these rows; InputError if it is none.
   FrozenContext& own(Context& context, const PackedBatch& batch) const;
+  // On a CPU, where the kernel would kill the process: throws NotEnoughMemory if a pass over so
+  // many rows cannot be had. `kept`: of how many rows the keys and values of every layer stay;
+  // `taped`: of how many what an adjoint needs stays too.
+  void check_memory(int64_t rows, int64_t kept, int64_t taped) const;
   // The rows whose outputs predict `rows`.
   RowSet outputs_for(const PackedBatch& batch, const RowSet& rows) const {
     return config_.logit_shift ? predicting(batch, rows) : rows;

@@ -212,6 +212,11 @@ EntropyGradient Transformer::entropy_gradient(const GradientRequest& request) co
   const at::Tensor &active = request.active.rows, &candidates = request.candidates.rows;
   const RowSet outputs = outputs_for(batch, request.probes);
   FrozenContext* frozen = request.frozen ? &own(*request.frozen, batch) : nullptr;
+  if (frozen) {
+    check_memory(active.numel(), 0, active.numel());
+  } else {
+    check_memory(batch.rows(), batch.rows(), active.numel());
+  }
   Borrowed borrowed(frozen, active);
 
   // In the exact forward pass all rows are computed and the active ones remembered.

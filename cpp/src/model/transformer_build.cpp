@@ -162,7 +162,8 @@ Transformer::Transformer(const TransformerConfig& config, WeightSource& weights,
   if (c.head_tied) {
     at::Tensor bias;
     if (c.head_bias) bias = load.tensor("head.out.bias", {c.vocab_size});
-    head_ = Linear(tokens_, std::move(bias), prepack);
+    // The table is needed as it is, and once is enough.
+    head_ = Linear(tokens_, std::move(bias), /*prepack=*/false);
   } else {
     head_ = load.linear({{"head.out", c.vocab_size}}, c.hidden_size, c.head_bias);
   }

@@ -24,6 +24,7 @@ class Result:
         plain_equivalents: seconds in plain confidence steps of the same sequences, timed in the
             same process; the median over slices.
         cpu_equivalents: the same in processor time.
+        added_mib: at its worst, beyond the process with its model; the most of all slices.
         examples: n; the first of the split that every seed has.
         texts: of the first seed, where the task keeps them.
     """
@@ -38,8 +39,7 @@ class Result:
     head_rows: float
     steps: float
     seconds: float
-    peak_mib: float | None
-    growth_mib: float | None
+    added_mib: float | None
     load: tuple[float, float]
     examples: int
     seeds: int
@@ -71,10 +71,7 @@ def collect(
     length = numbers("length")
     forward, backward = numbers("forward_rows"), numbers("backward_rows")
     seconds = sum(row["seconds"] for row in rows)
-    peaks = [row["peak_mib"] for row in rows if row["peak_mib"] is not None]
-    growth = [
-        row["peak_mib"] - row["resident_mib"] for row in rows if row["resident_mib"] is not None
-    ]
+    added = [row["added_mib"] for row in rows if row.get("added_mib") is not None]
     texts = runs[0][0]["texts"]
     return Result(
         spec=spec,
@@ -92,8 +89,7 @@ def collect(
         head_rows=float(numbers("head_rows").mean()),
         steps=float(numbers("steps").mean()),
         seconds=seconds / len(length),
-        peak_mib=max(peaks, default=None),
-        growth_mib=max(growth, default=None),
+        added_mib=max(added, default=None),
         load=(min(row["load"] for row in rows), max(row["load"] for row in rows)),
         examples=n,
         seeds=len(runs),

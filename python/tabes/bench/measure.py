@@ -12,6 +12,9 @@ kept in processor time, which others on the machine disturb less.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import math
 import os
 import time
@@ -75,14 +78,6 @@ def shares(trace: Sequence[StepRecord], lengths: Sequence[int], every_step: bool
     return Shares(forward, backward, head, steps)
 
 
-def reset_peak() -> None:
-    """Starts the kernel's count of this process's peak memory afresh, where it can."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
 def memory(field: str) -> float | None:
     """MiB from the kernel's status of this process ("VmHWM": the peak, "VmRSS"), None if unknown.
 
@@ -91,6 +86,27 @@ def memory(field: str) -> float | None:
         return int(_STATUS.read_text().split(f"{field}:")[1].split()[0]) / 1024
     except (OSError, IndexError, ValueError):
         return None
+
+
+class AddedMemory:
+    """What this process takes at its worst beyond what it held at the start, as far as the kernel
+    tells. What ran before does not matter: what it freed goes back to the system first, since
+    working in it again would look like no memory at all, and the peak starts afresh."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
+        self._start = memory("VmRSS")
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self._start = None
+
+    def mib(self) -> float | None:
+        """So far; None where it cannot be known."""
+        peak = memory("VmHWM")
+        return None if peak is None or self._start is None else max(0.0, peak - self._start)
 
 
 def _plain_step(model: Model, canvases: list[list[int]]) -> GenerateOutput:
@@ -122,15 +138,14 @@ def run_slice(
     Returns lists by example (``outcomes`` by metric, ``texts``, ``forward_rows``,
     ``backward_rows``, ``head_rows``, ``length``, ``steps``) and of the slice ``seconds`` and
     ``cpu_seconds``, the same of one plain step of each batch (``plain_step_seconds``,
-    ``plain_step_cpu_seconds``), ``peak_mib``, ``resident_mib``, ``load`` and ``when``.
+    ``plain_step_cpu_seconds``), ``added_mib`` (`AddedMemory`), ``load`` and ``when``.
     """
     policy = policy_from(spec)
     found: dict[str, Any] = {name: [] for name in ("forward_rows", "backward_rows", "head_rows")}
     found |= {"length": [], "steps": [], "outcomes": {metric: [] for metric in task.metrics}}
     texts: list[str] = []
     seconds = reference = cpu = reference_cpu = 0.0
-    resident = memory("VmRSS")
-    reset_peak()
+    added = AddedMemory()
     for start in range(0, len(examples), batch):
         part = examples[start : start + batch]
         canvases = [encode(model, example.text) for example in part]
@@ -169,8 +184,7 @@ def run_slice(
         "plain_step_seconds": reference,
         "cpu_seconds": cpu,
         "plain_step_cpu_seconds": reference_cpu,
-        "peak_mib": memory("VmHWM"),
-        "resident_mib": resident,
+        "added_mib": added.mib(),
         "load": os.getloadavg()[0],
         "threads": torch.get_num_threads(),
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

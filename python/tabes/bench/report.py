@@ -17,7 +17,8 @@ seeds.
 *Forward-equivalents* are token rows through the model and its adjoint divided by the tokens of the
 sequences. *Time* is wall-clock time in plain confidence steps of the same
 sequences, timed in the same process right before each batch, the median over slices of the
-examples; *CPU time* is the same in processor time. Peak memory is of the process, model included.
+examples; *CPU time* is the same in processor time. *MiB added* is the most memory that a
+method took beyond the process with its model in it.
 
 Comparisons are paired, example by example, and made at equal cost: a rival's outcomes at a cost
 between two of its settings are the linear interpolation of its outcomes at the two, which is what a
@@ -134,7 +135,7 @@ def _settings(task: Mapping[str, Any]) -> str:
     head = ["method", "setting", metrics[0], *metrics[1:]]
     head += ["unique", "novel", "diversity"] if population else []
     head += ["forward-equivalents", "time", "CPU time", "steps", "rows forward", "backward", "head"]
-    head += ["peak MiB", "n", "seeds"]
+    head += ["MiB added", "n", "seeds"]
     rows = []
     for method in task["methods"]:
         for p in method["points"]:
@@ -146,7 +147,7 @@ def _settings(task: Mapping[str, Any]) -> str:
             row += [_number(p["cpu_equivalents"], 2)]
             row += [_number(p["steps"], 1)]
             row += [_number(p[f"{kind}_rows"], 0) for kind in ("forward", "backward", "head")]
-            row += [_number(p["peak_mib"], 0), str(p["examples"]), str(p["seeds"])]
+            row += [_number(p["added_mib"], 0), str(p["examples"]), str(p["seeds"])]
             rows.append(row)
     return table(head, rows)
 

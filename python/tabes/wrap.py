@@ -74,7 +74,7 @@ def wrap(
         embedding_table: input embeddings [V, D]; by default model.get_input_embeddings().
         max_length: longest sequence; by default what the config says, else no limit.
         eos_token_ids: tokens that end a text; by default what config, generation_config and
-            tokenizer name.
+            tokenizer name, and none of an ESM.
         logit_shift: position i is predicted by the output at i - 1.
 
     Raises:

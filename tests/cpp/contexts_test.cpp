@@ -60,7 +60,7 @@ struct Asked {
   explicit Asked(const TransformerConfig& config)
       : denoiser(config, weights, at::kCPU, at::kFloat, false) {
     for (size_t b = 0; b < 2; ++b) {
-      const at::Tensor& t = sequences()[b];
+      const at::Tensor t = sequences()[b];
       tokens.emplace_back(t.const_data_ptr<int64_t>(), t.const_data_ptr<int64_t>() + t.numel());
     }
     batch = pack({&tokens[0], &tokens[1]}, at::kCPU);

@@ -35,10 +35,11 @@ LOOKING_AHEAD = frozenset({"info_gain", "lookum", "oracle"})
 STEERING = frozenset(name for name in POLICIES if name.startswith("boe"))
 
 
-@functools.cache
 def folder(layout: str, scale: float = 1.0) -> Path:
     """A checkpoint of width 16. With `scale` 0 all matrices are zero, and all logits equal."""
     path = Path(_scratch().name) / f"{layout}-{scale}"
+    if path.is_dir():
+        return path
     path.mkdir()
     with torch.random.fork_rng():
         torch.manual_seed(5)

@@ -417,8 +417,8 @@ def test_a_tokenizer_written_in_python_serves(proteins: tuple[Any, Any]) -> None
     tokenizer, esm = proteins
     wrapped = tabes.wrap(esm, tokenizer=tokenizer)
     assert wrapped.info.mask_token_id == 32
-    assert wrapped.info.eos_token_ids == [2]
-    assert wrapped.info.special_token_ids == [0, 1, 3, 31]
+    assert wrapped.info.eos_token_ids == []
+    assert wrapped.info.special_token_ids == [0, 1, 2, 3, 31]
     text = "MKT<mask><mask>LLV<mask>G"
     out = tabes.generate(wrapped, text, steps=2, temperature=1.0, seed=1)
     given = tokenizer(text)["input_ids"]
@@ -429,7 +429,7 @@ def test_a_tokenizer_written_in_python_serves(proteins: tuple[Any, Any]) -> None
     assert out.texts is not None
     assert out.texts[0] == "".join(tokenizer.convert_ids_to_tokens(t) for t in tokens[1:-1])
     # The same as by token ids alone, where the model is wrapped without a tokenizer.
-    plain = tabes.wrap(esm, eos_token_ids=[2])
+    plain = tabes.wrap(esm)
     same = tabes.generate(
         plain, given, steps=2, temperature=1.0, seed=1, forbidden=wrapped.info.special_token_ids
     )

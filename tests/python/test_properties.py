@@ -32,7 +32,7 @@ from decode_cases import (
     never_written,
     tokens_of,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,6 +48,17 @@ MEMORYLESS = sorted(
     - {"boe probes"}  # which steers every other step
 )
 
+PLAIN = {"seed": 0, "temperature": 0.0, "forbidden": [], "logits_eos_inf": False}
+PLAIN |= {"confidence_eos_eot_inf": False}
+# Found by Hypothesis, not every time. The first block has nothing left to write in its last step,
+# the second block of the other sequence has.
+RARELY_WRITING = Case(
+    "llada",
+    "remdm_cap",
+    [[3, 14, 19, 23, 4, 3, 20], [22, 20], [14, 3]],
+    {**PLAIN, "steps": 3, "block_length": 3, "refresh_every": 2},
+)
+ONE_MASK = Case("llada", "confidence", [[MASK]], {**PLAIN, "steps": 1})
 # These have probes behind the current block.
 WAITING = ("boe_paper", "boe probes")
 
@@ -194,9 +205,11 @@ def test_p5_another_order_of_the_batch_is_another_order_of_the_result(
 
 
 @many
-@given(case=cases(), data=st.data())
-def test_p6_alone_is_as_in_a_batch(case: Case, data: st.DataObject) -> None:
-    b = data.draw(st.sampled_from([b for b, masks in enumerate(case.masks) if masks]))
+@given(case=cases(), which=st.integers(0, 2))
+@example(case=RARELY_WRITING, which=0)
+def test_p6_alone_is_as_in_a_batch(case: Case, which: int) -> None:
+    masked = [b for b, masks in enumerate(case.masks) if masks]
+    b = masked[which % len(masked)]
     out = case.run()
     alone = case.run([case.prompts[b]], sequence_ids=[b])
     assert alone.tokens[0].tolist() == out.tokens[b].tolist()
@@ -339,6 +352,10 @@ def test_p10_temperature_zero_writes_the_likeliest(case: Case) -> None:
 @many
 @given(case=cases(sorted(set(POLICIES) - LOOKING_AHEAD)))
 def test_p11_rows_are_counted_by_the_formula(case: Case) -> None:
+    if case.policy in STEERING:
+        # Put last, end tokens among the candidates leave their place to rows without a score, and
+        # records do not say what was computed for them.
+        case.options["confidence_eos_eot_inf"] = False
     out = case.run()
     lengths = np.array([len(prompt) for prompt in case.prompts])
     passes = 2 if case.options.get("cfg_scale") else 1
@@ -451,10 +468,10 @@ def spread_out(prompt: list[int], form: str) -> Any:
 
 
 @many
-@given(case=cases(), data=st.data())
-def test_p13_how_tokens_lie_in_memory_is_no_matter(case: Case, data: st.DataObject) -> None:
-    drawn = [data.draw(st.sampled_from(FORMS)) for _ in case.prompts]
-    laid = [spread_out(p, form) for p, form in zip(case.prompts, drawn, strict=True)]
+@given(case=cases(), forms=st.lists(st.sampled_from(FORMS), min_size=3, max_size=3))
+@example(case=ONE_MASK, forms=["backwards"] * 3)  # contiguous, and yet of a negative stride
+def test_p13_how_tokens_lie_in_memory_is_no_matter(case: Case, forms: list[str]) -> None:
+    laid = [spread_out(p, form) for p, form in zip(case.prompts, forms, strict=False)]
     kept = [x.tolist() for x in laid]
     out = case.run(laid)
     assert tokens_of(out) == tokens_of(case.run())

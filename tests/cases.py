@@ -4,7 +4,7 @@
     python tests/cases.py --missing  # only the entries without a test
     python tests/cases.py F01 N03    # these entries only
 
-A Python test says it by ``@pytest.mark.case("F01")``, a C++ test by a line ``// case F01`` right
+A Python test says it by ``@pytest.mark.case("F01")``, a file of them by ``pytestmark``, a C++ test by a line ``// case F01`` right
 above its ``TEST``, a check that is a script by a line ``# case F01``.
 """
 
@@ -39,7 +39,12 @@ def _marked(node: ast.AST) -> Iterator[str]:
 
 
 def _python_tests(path: Path) -> Iterator[tuple[str, str]]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
+            for entry in _marked(node.value):
+                yield entry, f"{path.relative_to(ROOT)} (all of it)"
+    for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             for decorator in node.decorator_list:
                 for entry in _marked(decorator):

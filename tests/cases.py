@@ -4,8 +4,9 @@
     python tests/cases.py --missing  # only the entries without a test
     python tests/cases.py F01 N03    # these entries only
 
-A Python test says it by ``@pytest.mark.case("F01")``, a file of them by ``pytestmark``, a C++ test by a line ``// case F01`` right
-above its ``TEST``, a check that is a script by a line ``# case F01``.
+A Python test says it by ``@pytest.mark.case("F01")``, a file of them by ``pytestmark``, a C++ test
+by a line ``// case F01`` right above its ``TEST``, a check that is a script by a line
+``# case F01``.
 """
 
 from __future__ import annotations

@@ -186,14 +186,16 @@ TORCH_LIBRARY_IMPL(_, TESTING_ONLY_GenericMode, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&note>());
 }
 
-CallRecorderScope::CallRecorderScope() {
+CallRecorderScope::CallRecorderScope() : panels_(at::globalContext().userEnabledMkldnn()) {
   recordings_made = 0;
+  at::globalContext().setUserEnabledMkldnn(false);
   register_recorder(c10::DeviceType::CPU, [](c10::Device) -> std::unique_ptr<GraphRecorder> {
     return std::make_unique<CallRecorder>();
   });
 }
 
 CallRecorderScope::~CallRecorderScope() {
+  at::globalContext().setUserEnabledMkldnn(panels_);
   register_recorder(c10::DeviceType::CPU, nullptr);
 }
 

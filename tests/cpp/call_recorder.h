@@ -9,13 +9,17 @@
 
 namespace tabes {
 
-// Makes models that are built while it lives replayable on the CPU.
+// Makes models that are built while it lives replayable on the CPU. Products in panels, which the
+// CPU alone has and no operator makes, are off meanwhile: they would not be noticed.
 class CallRecorderScope {
  public:
   CallRecorderScope();
   ~CallRecorderScope();
   // Recordings made since; one that failed does not count.
   static int recordings();
+
+ private:
+  bool panels_;
 };
 
 }  // namespace tabes

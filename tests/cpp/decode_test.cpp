@@ -66,7 +66,9 @@ TEST(Schedule, DividesMasksAsLLaDADoes) {
 
 TEST(Schedule, AdaptivePacesEndWithTheMasksAndTimedOnesWithTheSteps) {
   const HostTokens tokens(6, kMask);
-  Schedule adaptive(tokens, kMask, 1, 2, 0, Pace::adaptive);  // three blocks in one step: no error
+  // Three blocks in one step: no error. A step a block, or at worst one a mask.
+  EXPECT_EQ(Schedule(tokens, kMask, 1, 2, 0, Pace::adaptive).total_steps(), 3);
+  Schedule adaptive(tokens, kMask, 1, 2, 0, Pace::adaptive, /*keeps_quota=*/false);
   EXPECT_EQ(adaptive.total_steps(), 6);
   adaptive.advance(1);
   EXPECT_EQ(adaptive.end(), 2);

@@ -84,7 +84,7 @@ TEST(Notation, EveryPolicyReadsBackExactly) {
     BoEOptions o;
     o.alpha = {unit(random), unit(random), 1.0 / 3};
     o.n_candidates = 1 + std::exp(40 * unit(random));
-    o.gamma = std::exp(1400 * unit(random) - 700);
+    o.gamma = std::exp(720 * unit(random) - 700);  // 0 to 1e9 are taken
     o.h_max = std::numeric_limits<double>::denorm_min() * i;
     o.halo = static_cast<int64_t>(random() >> 1);
     const BoE policy(o);

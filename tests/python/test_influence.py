@@ -357,7 +357,7 @@ def test_a_policy_s_scores(demo_model: tabes.Model) -> None:
         np.float32(0.5), np.array(0.5), torch.tensor(0.5), [0.5], np.array([0.5]),
         torch.tensor([0.5]), (np.float64(0.5),), iter([0.5]),
     ],
-    ids=repr,
+    ids=lambda alpha: type(alpha).__name__,
 )  # fmt: skip
 def test_numbers_of_numpy_and_torch_are_numbers(demo_model: tabes.Model, alpha: Any) -> None:
     tokens = [[1, 3, 3, 3, 3, 3, 3, 2]]

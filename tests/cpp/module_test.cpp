@@ -197,9 +197,9 @@ TEST_F(Module, ErrorsOfTorchScriptAreOurs) {
     }
     return "no InputError";
   };
-  for (const char* body : {"    return torch.matmul(inputs_embeds, inputs_embeds[:, :2])\n",
-                           "    return inputs_embeds.view(-1, 7)\n",
-                           "    assert False\n    return inputs_embeds\n"}) {
+  for (const char* body :
+       {"    return torch.matmul(inputs_embeds, inputs_embeds[:, :2])\n",
+        "    return inputs_embeds.view(-1, 7)\n", "    assert False\n    return inputs_embeds\n"}) {
     EXPECT_EQ(said(body).find("the TorchScript module failed: "), 0U) << said(body);
   }
   const auto path = std::filesystem::temp_directory_path() / "tabes_module_test.pt";

@@ -29,8 +29,8 @@ struct LoadOptions {
   // Called with one line that names heads which have no part in the logits and are left out.
   std::function<void(const std::string& line)> notice;
   // On x86 CPUs lay each weight out anew as it is read: faster products, forward and adjoint, from
-  // one copy as large as the weight. Off: weights stay as they are, and what a product needs of them
-  // is laid out on the way.
+  // one copy as large as the weight. Off: weights stay as they are, and what a product needs of
+  // them is laid out on the way.
   bool prepack = true;
   // Called after each tensor with the bytes read so far and in all; it may throw to stop.
   std::function<void(int64_t done, int64_t total)> progress;

@@ -359,6 +359,15 @@ class Tokenizer:
         and those of the usual names ([unused1], <null_1>)."""
         return sorted((self._hidden | set(self._usual)) - {self.mask_token_id})
 
+    @property
+    def unwritten_token_ids(self) -> list[int]:
+        """Of these the ones that are no text by their names or as the tokenizer's unknown, padding,
+        class and separator token; a language model's own markers (<|im_end|>) may be part of what
+        it writes."""
+        roles = ("unk_token", "pad_token", "cls_token", "sep_token")
+        named = (self.backend.token_to_id(self._named_tokens.get(role, "")) for role in roles)
+        return sorted({*self._usual, *(i for i in named if i is not None)} - {self.mask_token_id})
+
     @cached_property
     def _usual(self) -> list[int]:
         vocabulary = self.backend.get_vocab(with_added_tokens=True)

@@ -69,8 +69,8 @@ def wrap(
         model: the model, in eval mode, in float32, bfloat16, float16 (on a GPU) or float64.
         mask_token_id: the mask token; by default config.mask_token_id, then the tokenizer's.
         tokenizer: one of transformers, a ``tokenizers.Tokenizer`` or a `tabes.text.Tokenizer`;
-            without one `generate` takes token ids only. Its special tokens are not written unless
-            `generate` is told to (``allow_special``).
+            without one `generate` takes token ids only. What is no text by its name ([UNK], <pad>)
+            is not written unless `generate` is told to (``allow_special``).
         embedding_table: input embeddings [V, D]; by default model.get_input_embeddings().
         max_length: longest sequence; by default what the config says, else no limit.
         eos_token_ids: tokens that end a text; by default what config, generation_config and
@@ -120,7 +120,7 @@ def wrap(
     said = [config, getattr(pretrained, "generation_config", None), tokenizer]
     # ESM's <eos> stands behind every protein; one that it wrote within would be no residue.
     ends = [] if embed is not None else _ends(said, tokenizer, size)
-    special = [] if text is None else [i for i in text.special_token_ids if i < size]
+    special = [] if text is None else [i for i in text.unwritten_token_ids if i < size]
     function = _function(model, module, pretrained, source, embed)
     core = _core.module_denoiser(
         function,

@@ -43,7 +43,7 @@ def test_damaged_traces_are_read_or_refused(
         demo_model, ["CC[MASK][MASK]", "c1cc[MASK]cc1[MASK]"], steps=3, policy="remdm_cap", seed=1
     )
     file = tmp_path / "trace.json"
-    trace.save(file, out, demo_model, tabes.make_policy("remdm_cap"))
+    trace.save(file, out, demo_model)
     text = file.read_text(encoding="utf-8")
     assert len(trace.read(file)) == 2
     draw = random.Random(count)

@@ -303,7 +303,10 @@ def test_methods_that_return_the_wrong_thing(model: tabes.Model, method: str) ->
 
 @pytest.mark.parametrize("method", ["name", "pace", "decide", "settings"])
 def test_an_attribute_in_the_place_of_a_method(model: tabes.Model, method: str) -> None:
-    policy = Delegate(tabes.make_policy("margin"))
+    class Fresh(Delegate):
+        """Whether a class overrides a method is looked up once."""
+
+    policy = Fresh(tabes.make_policy("margin"))
     setattr(policy, method, "mine")
     use = (
         policy.notation

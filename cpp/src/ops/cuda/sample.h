@@ -36,7 +36,7 @@ struct Weights {
 };
 // Of a row with a NaN or +inf, which has no weights, zero.
 TABES_DEVICE Mass fixed(float weight) {
-  return weight > 0 ? static_cast<Mass>(weight * 0x1p40f) : 0;
+  return static_cast<Mass>(fmaxf(weight, 0.0f) * 0x1p40f);  // fmaxf leaves NaN out
 }
 
 // The first index at which the running sum of amount(0), amount(1), ... exceeds `target`; 0 if none

@@ -36,6 +36,7 @@ void register_errors(py::module_& m) {
   input_error = take(m, errors, "InputError");
   numerics_error = take(m, errors, "NumericsError");
   device_error = take(m, errors, "DeviceError");
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): the type is pybind11's
   py::register_exception_translator([](std::exception_ptr pointer) {
     try {
       if (pointer) std::rethrow_exception(pointer);

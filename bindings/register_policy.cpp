@@ -21,12 +21,12 @@ Pace pace_of(const std::string& name) {
 }
 
 py::object call_with(const py::function& method, const StepContext& context) {
-  const py::object view = py::cast(ContextView(context));
+  const py::object object = py::cast(ContextView(context));
   struct Closer {
-    ~Closer() { view.cast<ContextView&>().close(); }
-    const py::object& view;
-  } closer{view};
-  return method(view);
+    ~Closer() { view.close(); }
+    ContextView& view;
+  } closer{object.cast<ContextView&>()};
+  return method(object);
 }
 
 namespace {

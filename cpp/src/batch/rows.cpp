@@ -59,7 +59,7 @@ PackedBatch pack(const std::vector<const HostTokens*>& sequences, at::Device dev
   return batch;
 }
 
-RowSet row_set(std::vector<int64_t> rows, std::vector<int64_t> cu_rows, at::Device device) {
+RowSet row_set(const std::vector<int64_t>& rows, std::vector<int64_t> cu_rows, at::Device device) {
   return {to_tensor(rows, device), std::move(cu_rows)};
 }
 

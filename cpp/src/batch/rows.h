@@ -20,7 +20,7 @@ std::vector<HostTokens> checked_tokens(const ModelInfo& info,
 
 PackedBatch pack(const std::vector<const HostTokens*>& sequences, at::Device device);
 
-RowSet row_set(std::vector<int64_t> rows, std::vector<int64_t> cu_rows, at::Device device);
+RowSet row_set(const std::vector<int64_t>& rows, std::vector<int64_t> cu_rows, at::Device device);
 
 // Every row of the batch.
 RowSet all_rows(const PackedBatch& batch);

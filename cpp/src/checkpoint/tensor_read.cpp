@@ -211,7 +211,7 @@ void read_into(const SafetensorsFile& file, const TensorInfo& tensor, const at::
     read_rows(file, tensor, 0, destination, bounds);
     return;
   }
-  const auto options = at::TensorOptions().dtype(*stored);
+  const auto options = at::TensorOptions().dtype(stored);
   if (destination.dim() == 0) {
     const at::Tensor buffer = at::empty({}, options);
     read_rows(file, tensor, 0, buffer, bounds);

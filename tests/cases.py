@@ -26,6 +26,8 @@ ENTRIES = [
     *(f"R{i:02}" for i in range(1, 15)),
 ]
 _ENTRY = r"[FUNR]\d{1,2}"
+# What is known and not mended yet, with the reason.
+OPEN = {"R10": "row numbers that go up and down, costs by structure: they go with the two loops"}
 
 
 def _marked(node: ast.AST) -> Iterator[str]:
@@ -61,7 +63,7 @@ def _cpp_tests(path: Path) -> Iterator[tuple[str, str]]:
 
 def _scripts(path: Path) -> Iterator[tuple[str, str]]:
     text = path.read_text(encoding="utf-8")
-    for line in re.findall(rf"^# case ({_ENTRY}(?:, {_ENTRY})*)$", text, re.MULTILINE):
+    for line in re.findall(rf"^\s*# case ({_ENTRY}(?:, {_ENTRY})*)$", text, re.MULTILINE):
         for entry in re.findall(_ENTRY, line):
             yield entry, str(path.relative_to(ROOT.parent))
 
@@ -72,7 +74,7 @@ def held() -> dict[str, list[str]]:
     found = [
         *(t for path in sorted(ROOT.glob("**/test_*.py")) for t in _python_tests(path)),
         *(t for path in sorted((ROOT / "cpp").glob("*_test.cpp")) for t in _cpp_tests(path)),
-        *(t for path in (ROOT / "run", ROOT.parent / ".ci" / "run") for t in _scripts(path)),
+        *(t for path in (ROOT / "run", ROOT / "sanitize") for t in _scripts(path)),
     ]
     for entry, test in found:
         if entry not in ENTRIES:
@@ -84,10 +86,11 @@ def held() -> dict[str, list[str]]:
 def main(arguments: list[str]) -> int:
     tests = held()
     wanted = [a for a in arguments if not a.startswith("-")] or ENTRIES
-    missing = [entry for entry in wanted if not tests[entry]]
+    missing = [entry for entry in wanted if not tests[entry] and entry not in OPEN]
     for entry in missing if "--missing" in arguments else wanted:
-        print(entry, *(tests[entry] or ["-"]), sep="\n    ")
-    print(f"{len(wanted) - len(missing)} of {len(wanted)} entries have a test")
+        print(entry, *(tests[entry] or [OPEN.get(entry, "-")]), sep="\n    ")
+    held_by_tests = sum(bool(tests[entry]) for entry in wanted)
+    print(f"{held_by_tests} of {len(wanted)} entries have a test")
     return 1 if missing else 0
 
 

@@ -26,8 +26,8 @@ Layout lay_out(const std::vector<Canvas*>& canvases, const ModelInfo& info, bool
     tokens.push_back(&c->tokens);
   }
   layout.batch = pack(tokens, info.device);
-  layout.eligible = row_set(std::move(rows), std::move(cu_rows), info.device);
-  layout.waiting = row_set(std::move(waiting), std::move(cu_waiting), info.device);
+  layout.eligible = row_set(rows, std::move(cu_rows), info.device);
+  layout.waiting = row_set(waiting, std::move(cu_waiting), info.device);
   return layout;
 }
 
@@ -49,7 +49,7 @@ RowSet active_rows(const std::vector<Canvas*>& canvases, const PackedBatch& batc
     rows.insert(rows.end(), own.begin(), own.end());
     cu_rows.push_back(static_cast<int64_t>(rows.size()));
   }
-  return row_set(std::move(rows), std::move(cu_rows), info.device);
+  return row_set(rows, std::move(cu_rows), info.device);
 }
 
 RowSet merged(const RowSet& first, const RowSet& second, std::vector<char>* second_part) {
@@ -67,7 +67,7 @@ RowSet merged(const RowSet& first, const RowSet& second, std::vector<char>* seco
     }
     cu_rows.push_back(static_cast<int64_t>(rows.size()));
   }
-  return row_set(std::move(rows), std::move(cu_rows), first.rows.device());
+  return row_set(rows, std::move(cu_rows), first.rows.device());
 }
 
 }  // namespace tabes

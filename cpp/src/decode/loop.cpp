@@ -94,7 +94,7 @@ Decision Loop::decide(Step& now) const {
     }
     cu_revealed.push_back(static_cast<int64_t>(revealed.size()));
   }
-  const RowSet revealed_rows = row_set(std::move(revealed), std::move(cu_revealed), info_.device);
+  const RowSet revealed_rows = row_set(revealed, std::move(cu_revealed), info_.device);
   const at::Tensor revealed_confidence = at::tensor(confidence, at::kDouble);
   const std::function<std::vector<Predictions>(const std::vector<Ahead>&)> look_ahead =
       [&](const std::vector<Ahead>& wanted) { return this->look_ahead(now, wanted); };

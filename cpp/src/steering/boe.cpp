@@ -337,7 +337,7 @@ void steer(const Step& step, const BoEOptions& o, const Sets& sets, Decision& re
   const at::Device device = context.model.info().device;
   std::vector<int64_t> candidate_rows;
   for (const int64_t i : sets.candidates) candidate_rows.push_back(step.row(i));
-  const RowSet candidates = row_set(std::move(candidate_rows), sets.cu_candidates, device);
+  const RowSet candidates = row_set(candidate_rows, sets.cu_candidates, device);
   const RowSet probes =
       o.probes == ProbeRule::candidates ? candidates : row_set(sets.probes, sets.cu_probes, device);
   SurrogateRequest request{context.batch,     candidates, probes,         {}, {},

@@ -86,8 +86,8 @@ Question::Question(const Denoiser& model, const std::vector<at::Tensor>& sequenc
     pointers.push_back(&tokens[b]);
   }
   batch = pack(pointers, info.device);
-  candidates = row_set(std::move(c_rows), std::move(cu_c), info.device);
-  probes = row_set(std::move(p_rows), std::move(cu_p), info.device);
+  candidates = row_set(c_rows, std::move(cu_c), info.device);
+  probes = row_set(p_rows, std::move(cu_p), info.device);
 }
 
 [[noreturn]] void not_a_number(const char* what, size_t b, int64_t position) {
@@ -222,7 +222,7 @@ OneStepFall measured(const Denoiser& model, const std::vector<at::Tensor>& seque
         cu.push_back(static_cast<int64_t>(rows.size()));
       }
       const PackedBatch batch = pack(pointers, device);
-      const RowSet wanted = row_set(std::move(rows), std::move(cu), device);
+      const RowSet wanted = row_set(rows, std::move(cu), device);
       const Looked seen = looked_at(model, model.encode(batch, wanted, poll), q.forbidden);
       sums.narrow(0, from, count).copy_(seen.entropy.view({count, n_probes}).sum(1));
       result.forward_rows += batch.rows();

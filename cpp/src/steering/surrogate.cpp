@@ -111,7 +111,7 @@ RowSet active_rows(const Denoiser& model, const Part& part, const InfluenceOptio
     }
     cu.push_back(static_cast<int64_t>(rows.size()));
   }
-  return row_set(std::move(rows), std::move(cu), model.info().device);
+  return row_set(rows, std::move(cu), model.info().device);
 }
 
 Part steered_part(const SurrogateRequest& request, at::Device device) {

@@ -250,7 +250,7 @@ DeviceDecision BoE::decide_on_device(const DeviceStep& step) const {
     influence = at::where(real, tis, 0.0);
     result.influence =
         candidates.into(at::full(step.row.sizes(), kNan, p.confidence.options()), real, tis);
-    if (o.spread == 0) applies = steered;
+    if (o.spread == 0) applies = std::move(steered);
   } else if (o.spread == 0) {
     result.score = p.confidence;
     return result;

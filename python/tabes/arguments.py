@@ -6,9 +6,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-
-from tabes._core import InputError
+from tabes.errors import InputError
 
 
 def integer(value: Any, name: str, minimum: int = -(2**63), maximum: int = 2**63 - 1) -> int:
@@ -60,7 +58,7 @@ def word(value: Any, name: str) -> str:
 
 def listed(values: Any, name: str, of: str) -> list[Any]:
     """The elements of a list, array or other iterable; text is none of these."""
-    if isinstance(values, torch.Tensor) or hasattr(values, "tolist"):
+    if hasattr(values, "tolist"):
         values = values.tolist()
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise InputError(f"{name}={values!r}: give {of}")

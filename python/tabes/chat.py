@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import jinja2
 
 Message = Mapping[str, Any]
+MASK_LITERAL = "[MASK]"  # where something is to be filled, whatever the model calls it
 
 # Unicode reserves these for use inside programs: texts have no business with them.
 _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]

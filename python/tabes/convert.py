@@ -18,9 +18,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from tabes.errors import CheckpointError, Error, InputError
+from tabes.errors import CheckpointError, InputError
 from tabes.pickled import read_tensors
-from tabes.tokenizer_files import load_tokenizer
 
 _SINGLE = "pytorch_model.bin"
 _INDEX = "pytorch_model.bin.index.json"
@@ -52,8 +51,8 @@ def convert(
 
     Tensors keep their names, shapes, dtypes and values; those that share memory are written out in
     full. Sharded checkpoints keep their shards, and one shard at a time is in memory. Tokenizer and
-    config files are copied; if config.json does not say ``model_type`` or ``mask_token_id`` and the
-    weights or the tokenizer do, they are added. `dst` appears only when everything is written.
+    config files are copied; if config.json does not say ``model_type`` and the weights do, it is
+    added. `dst` appears only when everything is written.
 
     Args:
         src: folder with pytorch_model.bin, or with shards and pytorch_model.bin.index.json.
@@ -182,19 +181,13 @@ def _check_complete(source: Path, weight_map: Mapping[str, str]) -> None:
 
 
 def _additions(source: Path, config: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """What config.json leaves out and the rest of the checkpoint tells."""
+    """What config.json leaves out and the weights tell. (`tabes.load` finds the mask token in the
+    same files, converted or not.)"""
     additions: dict[str, Any] = {}
     if not config.get("model_type") and any(
         name.startswith("bert.encoder.layer.") for name in names
     ):
         additions["model_type"] = "bert"
-    if config.get("mask_token_id") is None:
-        try:
-            tokenizer = load_tokenizer(source)
-        except Error:
-            tokenizer = None  # a damaged tokenizer is no reason to refuse the weights
-        if tokenizer is not None and tokenizer.mask_token_id is not None:
-            additions["mask_token_id"] = tokenizer.mask_token_id
     return additions
 
 

@@ -21,6 +21,7 @@ import torch
 
 from tabes import _core
 from tabes._core import BoE, InputError
+from tabes.arguments import seed_of_draws
 from tabes.influence import influence
 from tabes.model import Model
 from tabes.statistics import bootstrap
@@ -141,13 +142,20 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     return float(np.corrcoef(x, y)[0, 1])
 
 
+def _generator(seed: int, number: int) -> torch.Generator:
+    """Draws for the text of this number. Raises InputError for a seed that `generate` refuses."""
+    mixed = seed_of_draws(seed) * 1_000_003 + number
+    # torch's generator looks at 32 bits alone.
+    return torch.Generator().manual_seed((mixed ^ mixed >> 32 ^ mixed >> 64) % 2**32)
+
+
 def mask_at_random(
     model: Model, sequences: Iterable[torch.Tensor], rate: float, seed: int, after: int = 0
 ) -> list[torch.Tensor]:
     """Copies with a share `rate` of the positions between `after` and the last masked."""
     masked = []
     for i, tokens in enumerate(sequences):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
+        generator = _generator(seed, i)
         places = after + torch.randperm(max(0, len(tokens) - 1 - after), generator=generator)
         copy = tokens.clone()
         copy[places[: round(rate * len(places))]] = model.info.mask_token_id
@@ -173,7 +181,7 @@ def fidelity(
             with a warning less those with a frozen context if the model keeps none.
         n_candidates: drawn at random among the masked positions; the others are the probes, or the
             candidates themselves, as the setting says.
-        seed: of that draw.
+        seed: of that draw, from 0 to 2^64 - 1.
         progress: called with the texts done and all of them.
 
     Raises InputError if no text has masks enough.
@@ -189,7 +197,7 @@ def fidelity(
     nats = [[0.0, 0.0] for _ in settings]  # predicted, true
     rows = [0] * len(settings)
     for i, tokens in enumerate(usable):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
+        generator = _generator(seed, i)
         masked = (tokens == mask).nonzero()[:, 0]
         order = masked[torch.randperm(len(masked), generator=generator)].tolist()
         candidates = [order[:n_candidates]]

@@ -79,6 +79,9 @@ def configure(command: argparse.ArgumentParser) -> None:
         metavar="TOKEN",
         help="never write this token, by id or name; repeat it for several",
     )
+    command.add_argument(
+        "--allow-special", action="store_true", help="write special tokens such as [UNK] too"
+    )
     command.add_argument("--logits-eos-inf", action="store_true", help="never write end tokens")
     command.add_argument(
         "--confidence-eos-eot-inf", action="store_true", help="reveal end tokens last"
@@ -133,6 +136,7 @@ class Decoder:
             seed=given.seed,
             sequence_ids=ids,
             forbidden=given.forbid,
+            allow_special=given.allow_special,
             logits_eos_inf=given.logits_eos_inf,
             confidence_eos_eot_inf=given.confidence_eos_eot_inf,
             **more,

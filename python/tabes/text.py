@@ -13,10 +13,18 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers
 
 from tabes._core import InputError, names_special_token
-from tabes.chat import Marked, Message, Names, Rendered, check_text, free_marker, render
+from tabes.chat import (
+    MASK_LITERAL,
+    Marked,
+    Message,
+    Names,
+    Rendered,
+    check_text,
+    free_marker,
+    render,
+)
 from tabes.foreign import Foreign, guarded, is_tokenizer
 
-MASK_LITERAL = "[MASK]"
 # LLaDA's own name goes first: its vocabulary may have [MASK] as a word.
 _MASK_NAMES = ("<|mdm_mask|>", "<|mask|>", "<|MASK|>", MASK_LITERAL, "<mask>")
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tabes
 from tabes.bench import campaign as campaigns
-from tabes.bench import command, figures, measure
+from tabes.bench import figures, measure, run
 from tabes.bench.cells import collect
 from tabes.bench.chemistry import Infill, Molecules
 from tabes.bench.fidelities import half_way
@@ -360,7 +360,7 @@ def test_progress_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
 def outcomes(out: Path) -> dict[str, Any]:
     return {
         key: (row["outcomes"], row["texts"], row["forward_rows"])
-        for key, row in Store(out / command.RESULTS).lines.items()
+        for key, row in Store(out / run.RESULTS).lines.items()
     }
 
 
@@ -379,7 +379,7 @@ def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    results = killed / command.RESULTS
+    results = killed / run.RESULTS
     while not (results.exists() and results.read_bytes().count(b"\n") >= 2):
         assert process.poll() is None
         time.sleep(0.02)

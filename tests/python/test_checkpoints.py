@@ -85,6 +85,15 @@ def test_the_mask_is_the_cores_to_find(tiny_llada: Make, stated: bool) -> None:
     assert model.tokenizer is not None
     assert model.tokenizer.mask_token_id == model.info.mask_token_id
     assert tabes.load(folder, mask_token_id=5).info.mask_token_id == 5
+    # A pickled checkpoint that is converted has the mask that its files name, as before.
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    converted = folder.parent / "converted"
+    assert tabes.convert(folder, converted).config_additions == {}
+    assert (converted / "config.json").read_text() == (folder / "config.json").read_text()
+    assert tabes.load(converted).info.mask_token_id == model.info.mask_token_id
 
 
 @pytest.mark.case("N03")
@@ -258,6 +267,39 @@ def test_names_with_a_prefix(tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = theirs(tokens).logits
     assert torch.allclose(tabes.load(tmp_path).logits(tokens), wanted, atol=3e-5)
+
+
+@pytest.mark.case("U1")
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_that_was_saved_from_inside(tiny_llada: Make, prefix: str, tied: bool) -> None:
+    """LLaDA's names without their leading "model."."""
+    from safetensors.torch import load_file, save_file
+
+    folder, _ = tiny_llada(n_layers=1, vocab=40)
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    if tied:  # a copy of the table is written all the same
+        weights["model.transformer.ff_out.weight"] = weights["model.transformer.wte.weight"].clone()
+        save_file(weights, file)
+        change_config(folder, weight_tying=True)
+    tokens = torch.tensor([[4, 7, 3, 9]])
+    wanted = tabes.load(folder).logits(tokens)
+    inner = {prefix + name.removeprefix("model."): value for name, value in weights.items()}
+    assert not any("model." in name for name in inner)
+    save_file(inner, file)
+    assert torch.equal(tabes.load(folder).logits(tokens), wanted)
+    # Only the tensors tell the family.
+    change_config(folder, model_type=..., architectures=...)
+    assert torch.equal(tabes.load(folder).logits(tokens), wanted)
+    table = prefix + "transformer.wte.weight"
+    save_file({n: v for n, v in inner.items() if n != table}, file)
+    with pytest.raises(tabes.CheckpointError, match=r"transformer\.wte\.weight\" .* is missing"):
+        tabes.load(folder)
+    save_file(inner | {prefix + "more": torch.ones(2)}, file)
+    with pytest.raises(tabes.CheckpointError, match="more"):
+        tabes.load(folder)
+    assert torch.equal(tabes.load(folder, ignore=["more"]).logits(tokens), wanted)
 
 
 @pytest.mark.case("F12")

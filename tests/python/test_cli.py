@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 import tabes
+import torch
+import transformers
+from tabes.cli import main
 
 TABES = f"{sys.executable} -m tabes"
 
@@ -33,6 +36,42 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
+
+
+@pytest.mark.case("N03")
+def test_special_tokens_are_written_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`generate` has the option that `tabes eval` has, and it says the same as in Python."""
+    model = special_model(tmp_path)
+    assert model.info.special_token_ids == [0, 1, 2, 3]
+    found = {}
+    for allowed in (False, True):
+        option = ["--allow-special"] if allowed else []
+        command = ["generate", str(tmp_path), "--tokens", "2 7 4 4 4 4 3", "--steps", "2", "--json"]
+        assert main([*command, *option]) == 0
+        found[allowed] = json.loads(capsys.readouterr().out)["tokens"][0]
+        prompt = [2, 7, 4, 4, 4, 4, 3]
+        out = tabes.generate(model, prompt, steps=2, allow_special=allowed)
+        assert found[allowed] == out.tokens.tolist()
+    assert not {0, 1, 2, 3} & set(found[False][2:6])
+    assert set(found[True][2:6]) == {1}  # what the head's bias makes most likely
+
+
+def special_model(folder: Path) -> tabes.Model:
+    """A BERT that writes [UNK] wherever it may."""
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = transformers.BertForMaskedLM(config).eval()
+    with torch.no_grad():
+        theirs.cls.predictions.bias[1] = 50.0
+    theirs.save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmno"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    return tabes.load(folder)
 
 
 # --- Streams ---------------------------------------------------------------------------------
@@ -163,7 +202,8 @@ def test_help_is_quick(command: str) -> None:
     "command",
     ["--help", "--version", "no-such-command", "trace {file}", "trace --help", "generate --help",
      "generate --no-such-option", "info --help", "demo --help", "policies --help",
-     "convert --help"],
+     "convert --help", "eval --help", "fidelity --help", "bench --help", "bench pareto --help",
+     "eval --no-such-option"],
 )  # fmt: skip
 def test_what_needs_no_torch_does_not_import_it(trace_file: Path, command: str) -> None:
     code = (

@@ -180,3 +180,27 @@ def test_command(
         assert main([*arguments, *wrong]) == 2
         assert message in capsys.readouterr().err
     assert main(["fidelity", str(rxnfp_checkpoint), str(tmp_path / "none")]) == 2
+
+
+@pytest.mark.case("U6")
+def test_seeds_of_64_bits(
+    rxnfp_model: tabes.Model,
+    rxnfp_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    texts = tmp_path / "texts"
+    texts.write_text("CCOC(=O)CCNCCOC(=O)CCNCC\nCC(=O)OCCNCCOC(=O)CCNCCN\n")
+    command = ["fidelity", str(rxnfp_checkpoint), str(texts), "--candidates", "2", "--json"]
+    command += ["--policy", "boe"]
+    found = []
+    for seed in (2**63 - 1, 2**63, 2**64 - 1):
+        assert main([*command, "--seed", str(seed)]) == 0
+        found.append(capsys.readouterr().out)
+    assert len(set(found)) == 3
+    for seed in (2**64, -1):
+        assert main([*command, "--seed", str(seed)]) == 2
+        assert f"--seed={seed}: it must " in capsys.readouterr().err
+    tokens = [torch.tensor([5, 6, 7, 8, 9])]
+    with pytest.raises(tabes.InputError, match=r"the largest is 2\^64 - 1"):
+        mask_at_random(rxnfp_model, tokens, 0.5, 2**64)

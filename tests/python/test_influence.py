@@ -200,17 +200,18 @@ def molecules(number: int, length: int) -> list[torch.Tensor]:
     ],
     ids=["default", "steered alone", "own", "paper"],
 )  # fmt: skip
-def test_hundred_decodes_equal_a_plain_pytorch_loop(
-    policy: tabes.BoE, steps: int, demo_reference: Reference
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_decodes_equal_a_plain_pytorch_loop(
+    policy: tabes.BoE, steps: int, count: int, demo_reference: Reference
 ) -> None:
     # In float64 both sides; in float32 a tie within rounding may fall either way.
     model = tabes.load(tabes.demo_checkpoint(), dtype="float64")
-    batch = molecules(100, 24)
+    batch = molecules(count, 24)
     out = tabes.generate(model, batch, steps=steps, policy=policy)
     for i, tokens in enumerate(batch):
         wanted = decode(demo_reference, tokens, steps, policy)
         assert out.tokens[i].tolist() == wanted.tolist(), i
-    assert sum(int((~record.influence.isnan()).sum()) for record in out.trace) > 50
+    assert sum(int((~record.influence.isnan()).sum()) for record in out.trace) > count / 2
 
 
 def test_trace_of_a_steered_decode(demo_model: tabes.Model) -> None:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -209,7 +210,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(
 MEASURED = """
 import json, sys
 import torch
-from tabes.bench.measure import AddedMemory
+from tabes.process_memory import AddedMemory
 
 torch.set_num_threads(1)
 
@@ -237,3 +238,43 @@ def test_the_memory_of_a_method_is_its_own() -> None:
     for small in (first, second, third):
         assert 38 <= small <= 50
     assert 195 <= large <= 215
+
+
+EVALUATED = """
+import json, sys
+from pathlib import Path
+import tabes, torch
+from tabes.evaluation import Settings, evaluate
+from tabes.evaluation.data import read_file
+
+torch.set_num_threads(1)
+model = tabes.load("moses")
+data = {"infill": read_file(Path(sys.argv[1]))}
+out = Path(sys.argv[2])
+evaluate(model, ["infill"], Settings(steps=2), out / "0", data=data)  # what comes once
+held = [bytearray(b"x" * 2**16) for _ in range(16 * 400)]
+held = None
+report = evaluate(model, ["infill"], Settings(steps=2), out / "1", data=data)
+print(json.dumps(report.values["peak_memory_mib"]))
+"""
+
+
+@pytest.mark.case("N02")
+def test_the_memory_of_an_evaluation_is_its_own(tmp_path: Path) -> None:
+    """400 MiB that were freed before are no part of it."""
+    data = tmp_path / "infill.jsonl"
+    data.write_text(json.dumps({"prompt": "CC(=O)[MASK]C", "answer": "CC(=O)OC"}) + "\n")
+    arguments = [sys.executable, "-c", EVALUATED, str(data), str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    peak = json.loads(done.stdout)
+    assert set(peak) == {"host", "added"}
+    assert 0 <= peak["added"] < 50
+    assert peak["added"] < peak["host"] < model_and_torch() + 200
+
+
+def model_and_torch() -> float:
+    """MiB that a process holds which imports tabes and loads the model."""
+    code = "import tabes; tabes.load('moses')\nfrom tabes.process_memory import memory\n"
+    code += "print(memory('VmRSS'))"
+    return float(subprocess.check_output([sys.executable, "-c", code], text=True))

@@ -56,6 +56,7 @@ const Family& bert_family() {
       .model_types = {"bert"},
       .architectures = {"BertForMaskedLM", "BertForPreTraining"},
       .telltale = "bert.embeddings.word_embeddings.weight",
+      .outer = {},
       .parse = parse,
       .names =
           {

@@ -70,7 +70,9 @@ const Family& detect_family(const Config& config, const TensorStore& tensors) {
     }
   }
   for (const Family* family : families()) {
-    if (architectures.empty() && tensors.find(family->telltale) != nullptr) return *family;
+    const bool there = tensors.find(family->telltale) != nullptr ||
+                       tensors.find(inner(*family, family->telltale)) != nullptr;
+    if (architectures.empty() && there) return *family;
   }
   config.fail_at("model_type", "nor do the architectures or tensor names tell; " + supported() +
                                    "; tabes.wrap takes models of transformers");
@@ -88,6 +90,9 @@ std::optional<std::string> foreign_architecture(const Config& config, const Fami
 std::vector<std::string_view> telltales() {
   std::vector<std::string_view> names;
   for (const Family* family : families()) names.push_back(family->telltale);
+  for (const Family* family : families()) {
+    if (!family->outer.empty()) names.push_back(inner(*family, family->telltale));
+  }
   return names;
 }
 
@@ -105,7 +110,16 @@ std::vector<std::string> candidate_names(const Family& family, std::string_view 
       found.push_back(theirs + (leaf == "weight" ? ".gamma" : ".beta"));
     }
   }
+  const size_t whole = found.size();
+  for (size_t i = 0; i < whole && !family.outer.empty(); ++i) {
+    found.emplace_back(inner(family, found[i]));
+  }
   return found;
+}
+
+std::string_view inner(const Family& family, std::string_view name) {
+  if (name.starts_with(family.outer)) name.remove_prefix(family.outer.size());
+  return name;
 }
 
 bool matches(std::string_view pattern, std::string_view text) {

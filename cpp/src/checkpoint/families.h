@@ -34,6 +34,8 @@ struct Family {
   std::vector<std::string_view> model_types;    // values of config.json's model_type
   std::vector<std::string_view> architectures;  // consulted if there is no model_type
   std::string_view telltale;  // a tensor only this family has, for configs with neither
+  // What all names begin with, and lack where only what is inside was saved; empty if nothing.
+  std::string_view outer;
 
   // Everything but the mask token. Throws CheckpointError.
   TransformerConfig (*parse)(const Config& config);
@@ -66,11 +68,14 @@ const Family& detect_family(const Config& config, const TensorStore& tensors);
 // The architecture that config.json names, if it is none of the family's.
 std::optional<std::string> foreign_architecture(const Config& config, const Family& family);
 
-// The telltales of all families.
+// The telltales of all families, then those of models saved without their outer name.
 std::vector<std::string_view> telltales();
 
 // Names under which our tensor `name` may be in this family's files, in order of preference.
 std::vector<std::string> candidate_names(const Family& family, std::string_view name);
+
+// `name`, which lives on, without the family's outer name.
+std::string_view inner(const Family& family, std::string_view name);
 
 // Whether `text` matches `pattern`, in which "*" stands for any text.
 bool matches(std::string_view pattern, std::string_view text);

@@ -77,6 +77,7 @@ const Family& llada_family() {
       .model_types = {"llada"},
       .architectures = {"LLaDAModelLM"},
       .telltale = "model.transformer.blocks.0.ff_proj.weight",
+      .outer = "model.",
       .parse = parse,
       .names =
           {

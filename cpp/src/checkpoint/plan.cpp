@@ -133,6 +133,7 @@ void check_rest(Plan& plan, const TransformerConfig& model, const Family& family
   for (const auto& [name, stored] : plan.weights) used.insert(stored.info);
   for (const Copy& copy : family.copies(model)) {
     const StoredTensor* repeat = store.find(copy.theirs);
+    if (repeat == nullptr) repeat = store.find(inner(family, copy.theirs));
     if (repeat == nullptr || !used.insert(repeat->info).second) continue;
     const StoredTensor& original = plan.weights.at(std::string(copy.of));
     if (!same_content(original, *repeat)) {

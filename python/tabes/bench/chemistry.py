@@ -8,10 +8,10 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tabes._core import InputError
 from tabes.bench.task import Example, Sources, alternate
+from tabes.chat import MASK_LITERAL
+from tabes.errors import InputError
 from tabes.tasks import molecules, reactions
-from tabes.text import MASK_LITERAL
 
 _TUNE_MOLECULES = 20_000  # of the shuffled test file of MOSES; the others are for `test`
 _FEWEST_SIDE_CHAIN_TOKENS = 6

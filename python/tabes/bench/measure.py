@@ -12,15 +12,11 @@ kept in processor time, which others on the machine disturb less.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import math
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,8 +27,7 @@ from tabes.bench.task import Example, Task
 from tabes.generation import generate
 from tabes.model import Model
 from tabes.output import GenerateOutput
-
-_STATUS = Path("/proc/self/status")
+from tabes.process_memory import AddedMemory
 
 
 @dataclass(frozen=True)
@@ -76,37 +71,6 @@ def shares(trace: Sequence[StepRecord], lengths: Sequence[int], every_step: bool
             head[b] += projected[b]
             steps[b] += masked[b] > 0
     return Shares(forward, backward, head, steps)
-
-
-def memory(field: str) -> float | None:
-    """MiB from the kernel's status of this process ("VmHWM": the peak, "VmRSS"), None if unknown.
-
-    ru_maxrss would not do: a child inherits its parent's."""
-    try:
-        return int(_STATUS.read_text().split(f"{field}:")[1].split()[0]) / 1024
-    except (OSError, IndexError, ValueError):
-        return None
-
-
-class AddedMemory:
-    """What this process takes at its worst beyond what it held at the start, as far as the kernel
-    tells. What ran before does not matter: what it freed goes back to the system first, since
-    working in it again would look like no memory at all, and the peak starts afresh."""
-
-    def __init__(self) -> None:
-        gc.collect()
-        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-            ctypes.CDLL(None).malloc_trim(0)
-        self._start = memory("VmRSS")
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            self._start = None
-
-    def mib(self) -> float | None:
-        """So far; None where it cannot be known."""
-        peak = memory("VmHWM")
-        return None if peak is None or self._start is None else max(0.0, peak - self._start)
 
 
 def _plain_step(model: Model, canvases: list[list[int]]) -> GenerateOutput:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tabes.bench.task import Example, Sources, side_of
+from tabes.chat import MASK_LITERAL
 from tabes.tasks import countdown, sudoku
-from tabes.text import MASK_LITERAL
 
 _TRAINED_QUESTIONS = (1_500_000, 0)  # number and seed of what train_countdown.py draws
 _GENERATED = (60_000, 2_000_000)  # of what the unseen are picked from

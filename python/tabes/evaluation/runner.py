@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import platform
-import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from tabes.evaluation.suite import make_task
 from tabes.evaluation.tasks import Canvas, Outcome, Prompting, Task
 from tabes.inputs import token_ids
 from tabes.model import Model
+from tabes.process_memory import AddedMemory
 from tabes.statistics import score
 
 Progress = Callable[[str, int, int], None]
@@ -115,6 +115,7 @@ def evaluate(
         _job(model, task, settings, (data or {}).get(task.name), limit, print_of_model)
         for task in made
     ]
+    memory = _Memory(model)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -138,7 +139,7 @@ def evaluate(
         "settings": settings.to_dict(),
         "prompting": dataclasses.asdict(prompting or Prompting()),
         "batch_size": batch_size,
-        "peak_memory_mib": peak_memory(model),
+        "peak_memory_mib": memory.to_dict(),
         "tasks": {job.task.name: _summary(job, store) for job in jobs},
     }
     # Runs with other settings may share the folder, and with it the file of outcomes.
@@ -309,12 +310,22 @@ def fingerprint(model: Model) -> str:
     return digest.hexdigest()[:16]
 
 
-def peak_memory(model: Model) -> dict[str, float]:
-    """The most that this process has held so far, loading included, in MiB."""
-    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}  # KiB on Linux
-    if model.info.device.startswith("cuda"):
-        peak["device"] = torch.cuda.max_memory_allocated(model.info.device) / (1 << 20)
-    return peak
+class _Memory:
+    """The most memory held from here on."""
+
+    def __init__(self, model: Model) -> None:
+        device = model.info.device
+        self._host, self._device = AddedMemory(), device if device.startswith("cuda") else None
+        if self._device is not None:
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def to_dict(self) -> dict[str, float | None]:
+        """MiB: all that the process held (``host``), of that what came after the start
+        (``added``), and what it held on the model's own device. None where nobody can tell."""
+        peak = {"host": self._host.peak(), "added": self._host.mib()}
+        if self._device is not None:
+            peak["device"] = torch.cuda.max_memory_allocated(self._device) / (1 << 20)
+        return peak
 
 
 def versions() -> dict[str, str]:

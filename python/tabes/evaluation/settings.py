@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tabes import eval_choices
 from tabes._core import InputError, Policy
 from tabes.arguments import (
     flag,
@@ -141,9 +142,6 @@ def canonical_name(name: str) -> str:
     return _ALIASES.get(name, name)
 
 
-# Length 256 in 128 steps and blocks of 32: what the paper's tables were made with, as far as its
-# baseline rows tell. The other one takes as many steps as there are tokens.
 PRESETS: Mapping[str, Settings] = {
-    "paper": Settings(gen_length=256, steps=128, block_length=32),
-    "one-a-step": Settings(gen_length=256, steps=256, block_length=32),
+    name: Settings(**values) for name, values in eval_choices.PRESETS.items()
 }

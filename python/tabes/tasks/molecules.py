@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from tabes._core import InputError
-from tabes.text import MASK_LITERAL
+from tabes.chat import MASK_LITERAL
+from tabes.errors import InputError
 
 ATOM = r"\[[^\]]+\]|Br|Cl|."
 _ORGANIC = re.compile(r"\[[^\]]+\]|Br|Cl|[BCNOSPFIbcnosp]")

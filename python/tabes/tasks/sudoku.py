@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tabes.chat import MASK_LITERAL
 from tabes.errors import InputError
 from tabes.files import read_text
-from tabes.text import MASK_LITERAL
 
 Cells = NDArray[np.int64]  # [size * size], row by row, 0 where empty
 

@@ -21,9 +21,11 @@ lowers the entropy of what stays masked come first.
 A candidate's score is ``gamma * log(c) + weight * TIS``, less
 ``anti_collapse * max(0, h_t - H)**2`` with ``h_t = h_max * steps_left / steps``; c is its
 confidence, H its entropy in nats, TIS its token influence score: how much a draft of all
-candidates agrees with itself because of this one. Rows that `factor` accepts come first, rows
-that are no candidates last, by confidence. A step that the gradient could not change is ordered
-by confidence at no cost, and with weight=0 all of them are.
+candidates agrees with itself because of this one. Entropy falls no further than to 0: where
+positive scores of a sequence add up to more than the probes' entropy, all are scaled down to
+it. Rows that `factor` accepts come first, rows that are no candidates last, by confidence. A
+step that the gradient could not change is ordered by confidence at no cost. With weight=0 all
+are.
 
 Args:
     n_candidates: how many rows get a score each step: a number of rows, or a multiple of the
@@ -34,7 +36,8 @@ Args:
     draft: what a candidate is taken to become: the "token" that would be written, or the
         "expected" embedding, the mean over its distribution, as in the paper.
     tau: temperature of that distribution; 0: the embedding of the likeliest token.
-    rule: "nats", as above, or "product", the paper's: ``c**gamma * minmax(TIS)`` in its place.
+    rule: "nats", as above, or "product", the paper's: ``c**gamma * minmax(TIS)`` in its place,
+        with TIS as it is.
     gamma: factor of the confidence's logarithm, or its exponent.
     weight: of the influence, with rule "nats".
     factor: above 0: rows that Fast-dLLM's factor rule accepts with this f are revealed in any
@@ -92,6 +95,11 @@ void register_influence(py::module_& m) {
       Field{"tis", &Influence::tis,
             "A float64 tensor [candidates] for every sequence, in the candidates' order: in nats, "
             "the\nfirst-order fall of the probes' summed entropy when that candidate is revealed."},
+      Field{"entropy", &Influence::entropy,
+            "For every sequence the probes' summed entropy in nats, as it is."},
+      Field{"scale", &Influence::scale,
+            "For every sequence what its scores are to be multiplied by so that the falls add "
+            "up to\nno more than `entropy`; at most 1. The rule \"nats\" of `tabes.BoE` does so."},
       Field{"predicted_entropy", &Influence::predicted_entropy,
             "For every sequence the probes' summed entropy in nats, with the candidates written as "
             "far\nas alpha says; the mean over its points."},

@@ -108,8 +108,8 @@ class Fidelity:
         mean: mean Spearman correlation over the texts.
         low, high: its 95 % bootstrap interval over texts.
         cost: rows through model and adjoint, the base pass included, over the rows of the texts.
-        predicted: nats by which the probes' entropy falls by the scores of all candidates together;
-            mean over the texts.
+        predicted: nats by which the probes' entropy falls by the scores of all candidates together,
+            times their scale (`Influence.scale`); mean over the texts.
         true: the same, one candidate written at a time.
         correlations: one a text.
     """
@@ -210,7 +210,7 @@ def fidelity(
             )  # fmt: skip
             fall = true[s.probes]
             found[k].append(spearman(got.tis[0].tolist(), fall.tolist()))
-            nats[k][0] += float(got.tis[0].sum())
+            nats[k][0] += float(got.tis[0].sum()) * got.scale[0]
             nats[k][1] += float(fall.sum())
             rows[k] += got.forward_rows + got.backward_rows
         if progress is not None:

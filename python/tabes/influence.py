@@ -51,13 +51,16 @@ def influence(
         draft: what a candidate is taken to become: the "expected" embedding under tau, as in the
             paper, or the likeliest "token".
         policy: a `tabes.BoE` or its notation, to compute the scores that it computes: alpha, draft,
-            tau, halo, context and adjoint are its own.
+            tau, halo, context and adjoint are its own. Under rule="nats" it decides by these times
+            `.scale`.
 
     Returns:
-        `.tis`: B tensors [candidates] float64, in the candidates' order. `.predicted_entropy`: B
-        numbers, the probes' summed entropy in nats with the candidates written as far as alpha
-        says (mean over the points). `.forward_rows`, `.backward_rows`, `.head_rows`: rows through
-        the trunk (base pass included), its adjoint and the vocabulary projection.
+        `.tis`: B tensors [candidates] float64, in the candidates' order. `.entropy` and
+        `.predicted_entropy`: B numbers each, the probes' summed entropy in nats, as it is and with
+        the candidates written as far as alpha says (mean over the points). `.scale`: B numbers up
+        to 1. Times these the falls add up to no more than `.entropy`. `.forward_rows`,
+        `.backward_rows`, `.head_rows`: rows through the trunk (base pass included), its adjoint and
+        the vocabulary projection.
 
     Raises:
         InputError: a list is empty, a position is not masked or given twice in a list, an option is

@@ -261,6 +261,9 @@ def decode(model: Reference, tokens: torch.Tensor, steps: int, policy: BoE) -> t
                 active=sorted({*at, *probes}), frozen=policy.context == "frozen",
             )  # fmt: skip
             if policy.rule == "nats":
+                # Falls cannot add up to more than the entropy that there is.
+                rising = tis.clamp_min(0).sum()
+                tis = tis * (h[rest].sum() / rising).clamp(max=1) if rising > 0 else tis
                 score = policy.gamma * c[chosen].log() + policy.weight * tis
             else:
                 span = tis.max() - tis.min()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def test_the_default_policy_is_asked_first(rxnfp_model: tabes.Model) -> None:
         assert first.scored == len(masked)
         at = [masked.index(p) for p in first.position.tolist()]
         got = tabes.influence(rxnfp_model, tokens, [masked], policy=policy)
-        assert torch.allclose(got.tis[0][at], first.influence, atol=1e-5)
+        assert torch.allclose(got.tis[0][at] * got.scale[0], first.influence, atol=1e-5)
         setting = Setting.of(policy)
         assert (setting.draft, setting.context, setting.probes) == ("token", "frozen", "candidates")
         spelled = tabes.influence(
@@ -115,6 +116,93 @@ def test_the_default_policy_is_asked_first(rxnfp_model: tabes.Model) -> None:
     settings = default_settings(rxnfp_model)
     assert settings[0] == Setting.of(tabes.BoE())
     assert settings[1:] == list(DEFAULT_SETTINGS)
+
+
+def reactions(model: tabes.Model) -> list[torch.Tensor]:
+    """Reactions without a right side but a few atoms of it."""
+    assert model.tokenizer is not None
+    smiles = ["CC(=O)Nc1ccc(O)cc1", "COc1ccc(CNC(C)=O)cc1", "c1ccc(-c2ccccn2)cc1", "CCN1CCN(C)CC1"]
+    tokens = [torch.tensor(model.tokenizer.encode(f"{s}>>{s}")) for s in smiles * 2]
+    return [
+        mask_at_random(model, [t], 0.7, seed=i, after=len(t) // 2)[0] for i, t in enumerate(tokens)
+    ]
+
+
+def entropy_at(model: tabes.Model, tokens: torch.Tensor, at: list[int]) -> float:
+    never = [model.info.mask_token_id, *model.info.special_token_ids]
+    return entropy(distribution(model.logits(tokens)[0][at].double(), never)).sum().item()
+
+
+@pytest.mark.case("N05")
+@pytest.mark.parametrize("probes", ["candidates", "other"])
+def test_scores_do_not_add_up_to_more_than_there_is(rxnfp_model: tabes.Model, probes: str) -> None:
+    """The first order at half way can fall by a multiple of all entropy that is left."""
+    scaled = []
+    for tokens in reactions(rxnfp_model):
+        masked = positions(tokens, rxnfp_model.info.mask_token_id)
+        chosen, of = (masked, masked) if probes == "candidates" else (masked[::2], masked[1::2])
+        # In any order, as positions may be given.
+        got = tabes.influence(rxnfp_model, tokens, [chosen[::-1]], [of[::-1]], policy="boe")
+        there = entropy_at(rxnfp_model, tokens, of)
+        assert got.entropy[0] == pytest.approx(there, abs=1e-3)
+        rising = got.tis[0].clamp_min(0).sum().item()
+        assert got.scale[0] == pytest.approx(min(1.0, there / rising), rel=1e-3)
+        scaled.append(got.scale[0] < 0.7)
+    assert sum(scaled) > (4 if probes == "candidates" else 0)
+
+
+@pytest.mark.case("N05")
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("probes", ["candidates", "most_entropic"])
+def test_a_decode_predicts_no_more_than_there_is(
+    rxnfp_model: tabes.Model, probes: str, on_device: bool
+) -> None:
+    """Unscaled it predicts a multiple of it."""
+    batch = reactions(rxnfp_model)
+    n = 99 if probes == "candidates" else "1.5x"
+    policy = tabes.BoE(factor=0.0, spread=0.0, n_candidates=n, probes=probes)
+    out = tabes.generate(rxnfp_model, batch, steps=2, policy=policy, on_device=on_device)
+    first = out.trace[0]
+    more = 0
+    for b, tokens in enumerate(batch):
+        masked = positions(tokens, rxnfp_model.info.mask_token_id)
+        own = first.position[first.sequence == b].tolist()
+        chosen, of = masked, masked
+        if probes != "candidates":
+            shown = rxnfp_model.logits(tokens)[0][masked].double()
+            never = [rxnfp_model.info.mask_token_id, *rxnfp_model.info.special_token_ids]
+            sure = distribution(shown, never).softmax(-1).amax(-1)
+            best = sure.argsort(descending=True)[: math.ceil(1.5 * len(own))].tolist()
+            chosen = [masked[i] for i in best]
+            of = [p for p in masked if p not in chosen]
+        raw = tabes.influence(rxnfp_model, tokens, [chosen], [of], policy=policy)
+        tis = raw.tis[0][[chosen.index(p) for p in own]]
+        there, rising = entropy_at(rxnfp_model, tokens, of), raw.tis[0].clamp_min(0).sum().item()
+        wanted = tis * min(1.0, there / rising)
+        got = first.influence[first.sequence == b]
+        assert torch.allclose(got, wanted, rtol=1e-3, atol=1e-4)
+        assert first.predicted_fall[b] == pytest.approx(wanted.sum().item(), abs=1e-2)
+        assert first.predicted_fall[b] <= there + 1e-3
+        more += tis.sum().item() > 1.5 * there
+    assert more > 0
+
+
+@pytest.mark.case("N05")
+@pytest.mark.parametrize("on_device", [False, True])
+def test_the_paper_s_influences_stay_as_they_are(rxnfp_model: tabes.Model, on_device: bool) -> None:
+    """Its product does not count in nats."""
+    policy = tabes.BoE(rule="product", factor=0.0, spread=0.0, n_candidates=99)
+    scales = []
+    for tokens in reactions(rxnfp_model):
+        masked = positions(tokens, rxnfp_model.info.mask_token_id)
+        first = tabes.generate(
+            rxnfp_model, tokens, steps=2, policy=policy, on_device=on_device
+        ).trace[0]
+        raw = tabes.influence(rxnfp_model, tokens, [masked], policy=policy)
+        scales.append(raw.scale[0])
+        tis = raw.tis[0][[masked.index(p) for p in first.position.tolist()]]
+        assert torch.allclose(first.influence, tis, rtol=1e-3, atol=1e-4)
+    assert min(scales) < 0.7
 
 
 def test_wrapped_models_go_without_frozen_settings() -> None:

@@ -42,9 +42,12 @@ struct Influence {
   // One tensor a sequence, [candidates] float64 on the CPU, in the candidates' order: in nats, the
   // first-order fall of the probes' summed entropy when that candidate is revealed.
   std::vector<at::Tensor> tis;
-  // For each sequence the probes' summed entropy, nats, with the candidates written as far as
-  // alpha says; the mean over the points.
-  std::vector<double> predicted_entropy;
+  // For each sequence the probes' summed entropy in nats: as it is, and with the candidates written
+  // as far as alpha says, the mean over the points.
+  std::vector<double> entropy, predicted_entropy;
+  // For each sequence what its scores are to be multiplied by so that the falls add up to no more
+  // than there is: below 1 where the positive ones exceed `entropy`. BoE's rule `nats` does so.
+  std::vector<double> scale;
   int64_t forward_rows = 0;   // rows through the trunk, the base pass among them
   int64_t backward_rows = 0;  // rows through its adjoint
   int64_t head_rows = 0;      // rows through the vocabulary projection

@@ -208,6 +208,7 @@ struct Step {
 // Candidates of every sequence, as numbers among the eligible rows, and probes, as rows.
 struct Sets {
   std::vector<int64_t> candidates, probes, cu_candidates{0}, cu_probes{0};
+  std::vector<double> entropy;  // of each sequence's probes together, in nats
 };
 
 // What a step does with one sequence.
@@ -246,15 +247,20 @@ double probe_rank(const Step& step, ProbeRule rule, size_t b, const std::vector<
 // Adds the probes beside the candidates `chosen` of sequence b.
 void add_probes(const Step& step, const BoEOptions& o, size_t b, const std::vector<int64_t>& chosen,
                 Sets& sets) {
+  double& sum = sets.entropy.back();
   if (o.probes == ProbeRule::candidates) {
-    for (const int64_t i : chosen) sets.probes.push_back(step.row(i));
+    for (const int64_t i : chosen) {
+      sets.probes.push_back(step.row(i));
+      sum += step.entropy[i];
+    }
     return;
   }
   const StepContext& c = step.context;
   std::vector<int64_t> rest;
-  std::vector<double> order;
+  std::vector<double> order, entropies;
   const auto add = [&](int64_t row, double entropy) {
     rest.push_back(row);
+    entropies.push_back(entropy);
     order.push_back(probe_rank(step, o.probes, b, chosen, row, entropy));
   };
   for (int64_t i = c.eligible.cu_rows[b]; i < c.eligible.cu_rows[b + 1]; ++i) {
@@ -267,6 +273,7 @@ void add_probes(const Step& step, const BoEOptions& o, size_t b, const std::vect
   const auto most = static_cast<int64_t>(std::ceil(o.rho * static_cast<double>(length)));
   for (const int64_t i : largest(order.data(), 0, static_cast<int64_t>(rest.size()), most)) {
     sets.probes.push_back(rest[i]);
+    sum += entropies[i];
   }
 }
 
@@ -356,6 +363,7 @@ void steer(const Step& step, const BoEOptions& o, const Sets& sets, Decision& re
   double* influence = result.influence.data_ptr<double>();
   const Column tis(surrogate.tis), drafted(surrogate.entropy);
   for (size_t b = 0; b + 1 < sets.cu_candidates.size(); ++b) {
+    double rising = 0;
     const auto check = [&](double value, int64_t row, const char* what) {
       if (std::isfinite(value)) return;
       throw NumericsError(text("step ", context.step[b], ", sequence ", context.place[b],
@@ -369,6 +377,13 @@ void steer(const Step& step, const BoEOptions& o, const Sets& sets, Decision& re
       const int64_t i = sets.candidates[k];
       check(tis[k], step.row(i), "the influence");
       influence[i] = tis[k];
+      rising += std::max(0.0, tis[k]);
+    }
+    // The paper's product knows no nats: only how influences compare.
+    if (o.rule == ScoreRule::product) continue;
+    const double scale = influence_scale(sets.entropy[b], rising);
+    for (int64_t k = sets.cu_candidates[b]; k < sets.cu_candidates[b + 1]; ++k) {
+      influence[sets.candidates[k]] *= scale;
     }
   }
 }
@@ -411,6 +426,7 @@ Decision BoE::decide(const StepContext& context) const {
   for (size_t b = 0; b + 1 < cu.size(); ++b) {
     shares.push_back(share_of(step, o, b));
     const Share& share = shares.back();
+    sets.entropy.push_back(0.0);
     if (share.steered) {
       add_probes(step, o, b, share.candidates, sets);
       sets.candidates.insert(sets.candidates.end(), share.candidates.begin(),

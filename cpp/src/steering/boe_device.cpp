@@ -221,12 +221,14 @@ DeviceDecision BoE::decide_on_device(const DeviceStep& step) const {
     RowSet probes = rows;
     const Ragged* probe_shape = &steered_shape;
     std::optional<Probes> apart;
+    at::Tensor there = at::where(real, candidates.of(p.entropy), 0.0);
     if (o.probes != ProbeRule::candidates) {
       apart = probes_beside(step, o, candidates, most_steered);
       probe_shape = &apart->shape;
       const at::Tensor is_one = apart->is_one & steered.unsqueeze(1);
       probes = {probe_shape->pack(apart->of(step.row)), probe_shape->cu(),
                 probe_shape->pack(is_one)};
+      there = at::where(is_one, apart->of(p.entropy), 0.0);
       result.probe = apart->spread(is_one, step.row.size(1));
     }
     InfluenceOptions options = o.influence();
@@ -246,8 +248,15 @@ DeviceDecision BoE::decide_on_device(const DeviceStep& step) const {
     const at::Tensor nats = at::where(probes.valid, surrogate.entropy, 0.0);
     const at::Tensor drafted = probe_shape->unpack(nats, 0.0).isfinite().all(1, /*keepdim=*/true);
     const at::Tensor given = steered_shape.unpack(surrogate.tis, 0.0);
-    const at::Tensor tis = at::where(given.isfinite() & drafted, given, kNan);
+    at::Tensor tis = at::where(given.isfinite() & drafted, given, kNan);
     influence = at::where(real, tis, 0.0);
+    if (o.rule == ScoreRule::nats) {
+      // influence_scale() of each sequence.
+      const at::Tensor most = there.sum(1, true), rising = influence.clamp_min(0).sum(1, true);
+      const at::Tensor scale = at::where(rising > most, most / rising, 1.0);
+      tis = tis * scale;
+      influence = influence * scale;
+    }
     result.influence =
         candidates.into(at::full(step.row.sizes(), kNan, p.confidence.options()), real, tis);
     if (o.spread == 0) applies = std::move(steered);

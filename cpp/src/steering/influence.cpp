@@ -54,8 +54,10 @@ struct Question {
 
   std::vector<HostTokens> tokens;
   PackedBatch batch;
-  RowSet candidates, probes;  // in order of position
-  at::Tensor forbidden;       // the mask among them
+  RowSet candidates, probes;                            // in order of position
+  RowSet asked;                                         // both, each row once
+  std::vector<int64_t> candidates_asked, probes_asked;  // their numbers among these
+  at::Tensor forbidden;                                 // the mask among them
 };
 
 Question::Question(const Denoiser& model, const std::vector<at::Tensor>& sequences,
@@ -70,16 +72,27 @@ Question::Question(const Denoiser& model, const std::vector<at::Tensor>& sequenc
   }
   forbidden = to_tensor(checked_forbidden(info, forbidden_ids, allow_special), info.device);
   std::vector<const HostTokens*> pointers;
-  std::vector<int64_t> c_rows, p_rows, cu_c{0}, cu_p{0};
+  std::vector<int64_t> c_rows, p_rows, a_rows, cu_c{0}, cu_p{0}, cu_a{0};
   int64_t offset = 0;
   for (size_t b = 0; b < tokens.size(); ++b) {
     std::vector<char> use(tokens[b].size(), 0);
     mark(candidate_lists[b], "candidate", b, tokens[b], info.mask_token_id, 1, apart, use);
     mark(probe_lists[b], "probe", b, tokens[b], info.mask_token_id, 2, apart, use);
     for (size_t i = 0; i < use.size(); ++i) {
-      if (use[i] & 1) c_rows.push_back(offset + static_cast<int64_t>(i));
-      if (use[i] & 2) p_rows.push_back(offset + static_cast<int64_t>(i));
+      if (!use[i]) continue;
+      const int64_t row = offset + static_cast<int64_t>(i);
+      const auto number = static_cast<int64_t>(a_rows.size());
+      if (use[i] & 1) {
+        c_rows.push_back(row);
+        candidates_asked.push_back(number);
+      }
+      if (use[i] & 2) {
+        p_rows.push_back(row);
+        probes_asked.push_back(number);
+      }
+      a_rows.push_back(row);
     }
+    cu_a.push_back(static_cast<int64_t>(a_rows.size()));
     cu_c.push_back(static_cast<int64_t>(c_rows.size()));
     cu_p.push_back(static_cast<int64_t>(p_rows.size()));
     offset += static_cast<int64_t>(tokens[b].size());
@@ -88,6 +101,7 @@ Question::Question(const Denoiser& model, const std::vector<at::Tensor>& sequenc
   batch = pack(pointers, info.device);
   candidates = row_set(c_rows, std::move(cu_c), info.device);
   probes = row_set(p_rows, std::move(cu_p), info.device);
+  asked = row_set(a_rows, std::move(cu_a), info.device);
 }
 
 [[noreturn]] void not_a_number(const char* what, size_t b, int64_t position) {
@@ -160,25 +174,36 @@ Influence scored(const Denoiser& model, const std::vector<at::Tensor>& sequences
   std::unique_ptr<Context> context;
   const bool frozen = options.context == ContextKind::frozen;
   const at::Tensor features =
-      model.encode(q.batch, q.candidates, options.poll, frozen ? &context : nullptr);
+      model.encode(q.batch, q.asked, options.poll, frozen ? &context : nullptr);
+  const auto of = [&](const std::vector<int64_t>& numbers) {
+    return features.index_select(0, to_tensor(numbers, features.device()));
+  };
+  const at::Tensor guessed = of(q.candidates_asked);
+  const Column before(looked_at(model, of(q.probes_asked), q.forbidden).entropy);
   const SurrogateScores scores = surrogate_scores(
-      model, {q.batch, q.candidates, q.probes, {}, features, q.forbidden, options, context.get()});
+      model, {q.batch, q.candidates, q.probes, {}, guessed, q.forbidden, options, context.get()});
   Influence result;
-  const Column entropies(scores.entropy);
-  const double* entropy = entropies.data();
-  if (!entropies.held.isfinite().all().item<bool>()) {
+  const Column after(scores.entropy);
+  if (!before.held.isfinite().all().item<bool>() || !after.held.isfinite().all().item<bool>()) {
     // A candidate's own prediction may be what is wrong, and then it is so everywhere.
-    check_entropies(q.batch, q.candidates, looked_at(model, features, q.forbidden).entropy);
-    check_entropies(q.batch, q.probes, entropies.held);
+    check_entropies(q.batch, q.candidates, looked_at(model, guessed, q.forbidden).entropy);
+    check_entropies(q.batch, q.probes, before.held);
+    check_entropies(q.batch, q.probes, after.held);
   }
   result.tis = as_given(scores.tis.to(at::kCPU), q.candidates, candidates);
+  const auto sum = [&](const Column& nats, size_t b) {
+    return std::accumulate(nats.data() + q.probes.cu_rows[b], nats.data() + q.probes.cu_rows[b + 1],
+                           0.0);
+  };
   for (size_t b = 0; b < candidates.size(); ++b) {
-    result.predicted_entropy.push_back(
-        std::accumulate(entropy + q.probes.cu_rows[b], entropy + q.probes.cu_rows[b + 1], 0.0));
+    result.entropy.push_back(sum(before, b));
+    result.predicted_entropy.push_back(sum(after, b));
+    result.scale.push_back(
+        influence_scale(result.entropy[b], result.tis[b].clamp_min(0).sum().item<double>()));
   }
   result.forward_rows = q.batch.rows() + scores.forward_rows;
   result.backward_rows = scores.backward_rows;
-  result.head_rows = scores.head_rows;
+  result.head_rows = scores.head_rows + q.probes.count();
   return result;
 }
 

@@ -30,6 +30,13 @@ struct SurrogateScores {
   int64_t forward_rows = 0, backward_rows = 0, head_rows = 0;  // the base pass not among them
 };
 
+// What a sequence's influences are multiplied by so that they can be true. No entropy falls below
+// 0, so the falls cannot add up to more than the probes' entropy `there`. First-order falls can:
+// `rising` is what the positive ones add up to.
+inline double influence_scale(double there, double rising) {
+  return rising > there ? there / rising : 1.0;
+}
+
 // Sequences without candidates or probes may be in the batch; they cost nothing. Reads nothing on
 // the host where the candidates are the probes (the same tensor) or none of them, without a halo
 // and in a model whose logits are not shifted.

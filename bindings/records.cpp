@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <tuple>
 
 namespace tabes::python {
 namespace {
@@ -55,6 +56,15 @@ py::object packed(const at::Device& device) {
 
 void unpack(const py::handle& state, at::Device& into) {
   into = at::Device(state.cast<std::string>());
+}
+
+py::object packed(const Cost& cost) {
+  return py::make_tuple(cost.forward_rows, cost.backward_rows, cost.head_rows);
+}
+
+void unpack(const py::handle& state, Cost& into) {
+  const auto [forward, backward, head] = state.cast<std::tuple<int64_t, int64_t, int64_t>>();
+  into = {.forward_rows = forward, .backward_rows = backward, .head_rows = head};
 }
 
 py::object packed(const at::ScalarType& type) {

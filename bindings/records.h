@@ -5,10 +5,12 @@
 
 #include <cstring>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "bindings.h"
+#include "tabes/denoiser.h"
 #include "tabes/error.h"
 
 namespace tabes::python {
@@ -37,6 +39,8 @@ pybind11::object packed(const at::Tensor& tensor);
 void unpack(const pybind11::handle& state, at::Tensor& into);
 pybind11::object packed(const at::Device& device);
 void unpack(const pybind11::handle& state, at::Device& into);
+pybind11::object packed(const Cost& cost);
+void unpack(const pybind11::handle& state, Cost& into);
 pybind11::object packed(const at::ScalarType& type);
 void unpack(const pybind11::handle& state, at::ScalarType& into);
 
@@ -66,10 +70,24 @@ void def_pickle(Class& cls, Values Record::*... members) {
       }));
 }
 
-// Read-only attributes with their help.
+// A read-only attribute with its help; of a cost its three numbers.
+template <typename Class, typename Record, typename Value>
+void def_field(Class& cls, const Field<Record, Value>& field) {
+  if constexpr (std::is_same_v<Value, Cost>) {
+    const auto number = [&](const char* name, int64_t Cost::* rows, const char* help) {
+      const auto get = [cost = field.member, rows](const Record& r) { return (r.*cost).*rows; };
+      cls.def_property_readonly(name, get, help);
+    };
+    number("forward_rows", &Cost::forward_rows, field.help);
+    number("backward_rows", &Cost::backward_rows, "Token rows through its adjoint.");
+    number("head_rows", &Cost::head_rows, "Token rows through the vocabulary projection.");
+  } else {
+    cls.def_readonly(field.name, field.member, field.help);
+  }
+}
 template <typename Class, typename Record, typename... Values>
 void def_fields(Class& cls, const Field<Record, Values>&... fields) {
-  (cls.def_readonly(fields.name, fields.member, fields.help), ...);
+  (def_field(cls, fields), ...);
 }
 
 // Both, where every member is an attribute.

@@ -61,10 +61,7 @@ void register_generate(py::module_& m) {
       Field{"realised_fall", &StepRecord::realised_fall,
             "B numbers, nats: how far the probes' summed entropy fell by the next step's forward "
             "pass;\nNaN: not steered, or there is none yet."},
-      Field{"forward_rows", &StepRecord::forward_rows,
-            "Token rows through the model, all passes counted."},
-      Field{"backward_rows", &StepRecord::backward_rows, "Token rows through its adjoint."},
-      Field{"head_rows", &StepRecord::head_rows, "Token rows through the vocabulary projection."},
+      Field{"cost", &StepRecord::cost, "Token rows through the model, all passes counted."},
       Field{"seconds", &StepRecord::seconds, "Wall-clock time of the step."},
       Field{
           "model_seconds", &StepRecord::model_seconds,
@@ -76,18 +73,18 @@ void register_generate(py::module_& m) {
     if (entries(r.remasked_position) > 0) {
       text += ", " + std::to_string(entries(r.remasked_position)) + " masked again";
     }
-    text += ", " + std::to_string(r.forward_rows) + " forward";
-    if (r.backward_rows > 0) text += " and " + std::to_string(r.backward_rows) + " backward";
+    text += ", " + std::to_string(r.cost.forward_rows) + " forward";
+    if (r.cost.backward_rows > 0)
+      text += " and " + std::to_string(r.cost.backward_rows) + " backward";
     return text + " rows)";
   });
 
-  py::class_<GenerateResult>(m, "GenerateResult")
-      .def_readonly("tokens", &GenerateResult::tokens)
+  py::class_<GenerateResult> result(m, "GenerateResult");
+  def_field(result, Field{"cost", &GenerateResult::cost,
+                          "Token rows through the model, all passes counted."});
+  result.def_readonly("tokens", &GenerateResult::tokens)
       .def_readonly("trace", &GenerateResult::trace)
       .def_readonly("finished", &GenerateResult::finished)
-      .def_readonly("forward_rows", &GenerateResult::forward_rows)
-      .def_readonly("backward_rows", &GenerateResult::backward_rows)
-      .def_readonly("head_rows", &GenerateResult::head_rows)
       .def_readonly("forward_equivalents", &GenerateResult::forward_equivalents)
       .def_readonly("replayed_passes", &GenerateResult::replayed_passes)
       .def_readonly("seconds", &GenerateResult::seconds);

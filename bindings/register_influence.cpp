@@ -103,16 +103,13 @@ void register_influence(py::module_& m) {
       Field{"predicted_entropy", &Influence::predicted_entropy,
             "For every sequence the probes' summed entropy in nats, with the candidates written as "
             "far\nas alpha says; the mean over its points."},
-      Field{"forward_rows", &Influence::forward_rows,
-            "Token rows through the model, the base pass among them."},
-      Field{"backward_rows", &Influence::backward_rows, "Token rows through its adjoint."},
-      Field{"head_rows", &Influence::head_rows, "Token rows through the vocabulary projection."});
+      Field{"cost", &Influence::cost, "Token rows through the model, the base pass among them."});
   scores.def("__repr__", [](const Influence& i) {
     int64_t candidates = 0;
     for (const at::Tensor& tis : i.tis) candidates += tis.numel();
     return "Influence(" + std::to_string(i.tis.size()) + " sequences, " +
-           std::to_string(candidates) + " candidates, " + std::to_string(i.forward_rows) +
-           " forward and " + std::to_string(i.backward_rows) + " backward rows)";
+           std::to_string(candidates) + " candidates, " + std::to_string(i.cost.forward_rows) +
+           " forward and " + std::to_string(i.cost.backward_rows) + " backward rows)";
   });
 
   m.def(

@@ -175,10 +175,10 @@ void register_context(py::module_& m) {
             if (forward < 0 || backward < 0 || head < 0) {
               throw InputError("rows are counted up: give numbers of at least 0");
             }
-            Work& work = c.get().work;
-            work.forward_rows += forward;
-            work.backward_rows += backward;
-            work.head_rows += head;
+            Cost& cost = c.get().cost;
+            cost.forward_rows += forward;
+            cost.backward_rows += backward;
+            cost.head_rows += head;
           },
           py::kw_only(), py::arg("forward_rows") = 0, py::arg("backward_rows") = 0,
           py::arg("head_rows") = 0,

@@ -75,7 +75,7 @@ TEST_P(AdjointOf, DenseGradientIsTheDerivativeOfTheEntropy) {
                                    offset, d, weight);
     EXPECT_NEAR((g.gradient * d).sum().item<double>(), wanted, 1e-7 * (1 + std::abs(wanted)));
   }
-  EXPECT_EQ(g.backward_rows, 19);
+  EXPECT_EQ(g.cost.backward_rows, 19);
 }
 
 TEST_P(AdjointOf, FrozenGradientIsTheDerivativeOfTheFrozenFunction) {
@@ -86,8 +86,8 @@ TEST_P(AdjointOf, FrozenGradientIsTheDerivativeOfTheFrozenFunction) {
       measured([&](const at::Tensor& o) { return ask(*model, active, o, context.get()).entropy; },
                offset, d, weight);
   EXPECT_NEAR((g.gradient * d).sum().item<double>(), wanted, 1e-7 * (1 + std::abs(wanted)));
-  EXPECT_EQ(g.forward_rows, 10);
-  EXPECT_EQ(g.backward_rows, 10);
+  EXPECT_EQ(g.cost.forward_rows, 10);
+  EXPECT_EQ(g.cost.backward_rows, 10);
 }
 
 TEST_P(AdjointOf, FrozenEqualsActiveAtTheBaseState) {

@@ -117,7 +117,8 @@ TEST(ColumnStatistics, AreTakenWhereWholeRowsWouldTakeSeveralPieces) {
   const RowSet rows = all_rows(batch);
   ASSERT_GT(rows.count(), logits_at_once(config.vocab_size, sizeof(float)));
   GenerateOptions options;
-  PredictRequest request{batch, rows, nullptr, to_tensor({3, 7}), options, {}};
+  PredictRequest request{
+      .batch = batch, .rows = rows, .forbidden = to_tensor({3, 7}), .options = options};
   const Predictions parts = predict(model, request).predictions;
   EXPECT_EQ(model.whole, 0);
   EXPECT_EQ(model.parts, 2);

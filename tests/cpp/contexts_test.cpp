@@ -311,7 +311,7 @@ TEST(Memory, FallsAreTheSameInPieces) {
   std::vector<int64_t> candidates(20);  // eight copies of the sequence go through at a time
   std::iota(candidates.begin(), candidates.end(), int64_t{30});
   const OneStepFall all = one_step_fall(denoiser, one, {candidates}, {{0, 900}});
-  EXPECT_EQ(all.forward_rows, 1000 + 21 * 1000);
+  EXPECT_EQ(all.cost.forward_rows, 1000 + 21 * 1000);
   for (const int64_t i : {0, 6, 7, 8, 15, 19}) {
     const OneStepFall own = one_step_fall(denoiser, one, {{candidates[i]}}, {{0, 900}});
     EXPECT_NEAR(own.fall[0][0].item<double>(), all.fall[0][i].item<double>(), 1e-10) << i;

@@ -113,8 +113,8 @@ TEST(Generate, ConfidenceRevealsTheSurestFirst) {
   ASSERT_EQ(r.trace.size(), 2u);
   EXPECT_EQ(revealed(r.trace[0]), (std::vector<int64_t>{2, 3}));
   EXPECT_TRUE(at::equal(r.tokens[0], at::tensor({2, 3, 4, 5}, at::kLong)));
-  EXPECT_EQ(r.forward_rows, 8);
-  EXPECT_EQ(r.head_rows, 4 + 2);
+  EXPECT_EQ(r.cost.forward_rows, 8);
+  EXPECT_EQ(r.cost.head_rows, 4 + 2);
   EXPECT_DOUBLE_EQ(r.forward_equivalents, 2.0);
 }
 
@@ -122,7 +122,7 @@ TEST(Generate, ModelsWithoutContextTakeFullPasses) {
   GenerateOptions options;
   options.steps = 3;
   options.refresh_every = 2;
-  EXPECT_EQ(generate(Ruler(), {masks(6)}, options).forward_rows, 18);
+  EXPECT_EQ(generate(Ruler(), {masks(6)}, options).cost.forward_rows, 18);
 }
 
 TEST(Generate, GuessesAreForWhoWatches) {
@@ -162,7 +162,7 @@ TEST(Generate, GivenTokensNeverChangeAndSequencesMayDiffer) {
   EXPECT_TRUE(at::equal(r.tokens[1], at::tensor({2, 3}, at::kLong)));
   EXPECT_TRUE(at::equal(r.tokens[2], at::tensor({4}, at::kLong)));
   // Finished sequences leave the batch: 3 + 2 masks at one a step.
-  EXPECT_EQ(r.trace[2].forward_rows, 5);
+  EXPECT_EQ(r.trace[2].cost.forward_rows, 5);
 }
 
 TEST(Generate, ASequenceDrawsTheSameAloneAndInABatch) {

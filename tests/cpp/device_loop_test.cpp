@@ -33,9 +33,9 @@ TEST(DeviceLoop, IsTheHostsLoopWhereCountsAreKnown) {
     SCOPED_TRACE(name);
     const auto [host, device] = both(*denoiser, options);
     expect_same_steps(host, device);
-    EXPECT_EQ(host.forward_rows, device.forward_rows);
-    EXPECT_EQ(host.backward_rows, device.backward_rows);
-    EXPECT_EQ(host.head_rows, device.head_rows);
+    EXPECT_EQ(host.cost.forward_rows, device.cost.forward_rows);
+    EXPECT_EQ(host.cost.backward_rows, device.cost.backward_rows);
+    EXPECT_EQ(host.cost.head_rows, device.cost.head_rows);
     for (size_t i = 0; i < host.trace.size(); ++i) {
       EXPECT_EQ(host.trace[i].scored, device.trace[i].scored);
     }
@@ -49,15 +49,15 @@ TEST(DeviceLoop, RevealsTheSameWhereCountsAreBounds) {
     SCOPED_TRACE(name);
     const auto [host, device] = both(*denoiser, options);
     expect_same_steps(host, device);
-    EXPECT_GE(device.forward_rows, host.forward_rows);
+    EXPECT_GE(device.cost.forward_rows, host.cost.forward_rows);
     int64_t forward = 0, head = 0;
     for (const StepRecord& r : device.trace) {
-      forward += r.forward_rows;
-      head += r.head_rows;
+      forward += r.cost.forward_rows;
+      head += r.cost.head_rows;
       EXPECT_GT(r.position.numel(), 0);
     }
-    EXPECT_EQ(forward, device.forward_rows);
-    EXPECT_EQ(head, device.head_rows);
+    EXPECT_EQ(forward, device.cost.forward_rows);
+    EXPECT_EQ(head, device.cost.head_rows);
   }
 }
 
@@ -68,7 +68,7 @@ TEST(DeviceLoop, BucketsChangeNothing) {
     const GenerateResult exact = Loop(Decode(*denoiser, sequences(), options)).run();
     const GenerateResult rounded = DeviceLoop(Decode(*denoiser, sequences(), options), 8).run();
     expect_same_steps(exact, rounded);
-    EXPECT_GT(rounded.head_rows, exact.head_rows);
+    EXPECT_GT(rounded.cost.head_rows, exact.cost.head_rows);
   }
 }
 

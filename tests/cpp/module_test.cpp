@@ -67,9 +67,9 @@ class Module : public testing::Test {
     };
     const double wanted = (8 * (f(h) - f(-h)) - (f(2 * h) - f(-2 * h))) / (12 * h);
     EXPECT_NEAR((g.gradient * d).sum().item<double>(), wanted, 1e-8 * (1 + std::abs(wanted)));
-    EXPECT_EQ(g.forward_rows, 19);
-    EXPECT_EQ(g.backward_rows, 19);
-    EXPECT_EQ(g.head_rows, 19);
+    EXPECT_EQ(g.cost.forward_rows, 19);
+    EXPECT_EQ(g.cost.backward_rows, 19);
+    EXPECT_EQ(g.cost.head_rows, 19);
   }
 
   at::Tensor table, out, offset, forbidden;
@@ -104,7 +104,7 @@ TEST_F(Module, FileAndModuleAgree) {
   options.policy = make_policy("boe_paper");
   const GenerateResult result = generate(*loaded, canvas, options);
   EXPECT_FALSE(result.tokens[0].eq(kMask).any().item<bool>());
-  EXPECT_GT(result.backward_rows, 0);
+  EXPECT_GT(result.cost.backward_rows, 0);
   EXPECT_THROW(load_module("/nowhere.pt", table, info_of()), InputError);
 }
 
@@ -144,14 +144,14 @@ TEST_F(Module, OnlySequencesWithCandidatesAreDifferentiated) {
   const at::Tensor kept = at::tensor({0, 1, 3}, at::kLong);
   const EntropyGradient some = ask(*model, offset.index_select(0, kept));
   EXPECT_TRUE(some.gradient.allclose(all.gradient.index_select(0, kept)));
-  EXPECT_EQ(some.forward_rows, 19);
-  EXPECT_EQ(some.backward_rows, 14);
+  EXPECT_EQ(some.cost.forward_rows, 19);
+  EXPECT_EQ(some.cost.backward_rows, 14);
   // Nor are sequences computed in which nothing is asked.
   probes = row_set({3, 12, 14}, {0, 1, 1, 3}, at::kCPU);
   const EntropyGradient fewer = ask(*model, offset.index_select(0, kept));
   EXPECT_TRUE(fewer.gradient.allclose(some.gradient));
   EXPECT_TRUE(fewer.entropy.allclose(some.entropy.index_select(0, at::tensor({0, 2, 3}))));
-  EXPECT_EQ(fewer.forward_rows, 14);
+  EXPECT_EQ(fewer.cost.forward_rows, 14);
 }
 
 TEST_F(Module, BadModelsAreRefused) {

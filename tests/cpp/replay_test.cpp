@@ -145,9 +145,9 @@ GenerateResult decode(const Denoiser& denoiser, GenerateOptions options, bool re
 }
 
 void expect_same_rows(const GenerateResult& a, const GenerateResult& b) {
-  EXPECT_EQ(a.forward_rows, b.forward_rows);
-  EXPECT_EQ(a.backward_rows, b.backward_rows);
-  EXPECT_EQ(a.head_rows, b.head_rows);
+  EXPECT_EQ(a.cost.forward_rows, b.cost.forward_rows);
+  EXPECT_EQ(a.cost.backward_rows, b.cost.backward_rows);
+  EXPECT_EQ(a.cost.head_rows, b.cost.head_rows);
 }
 
 TEST_F(Replay, DecodesOnTheDeviceAreTheSame) {

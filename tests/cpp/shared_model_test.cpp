@@ -65,8 +65,8 @@ void expect_same(const GenerateResult& a, const GenerateResult& b) {
     EXPECT_TRUE(at::equal(a.trace[i].position, b.trace[i].position));
     EXPECT_TRUE(at::equal(a.trace[i].score, b.trace[i].score));  // to the last bit
   }
-  EXPECT_EQ(a.forward_rows, b.forward_rows);
-  EXPECT_EQ(a.backward_rows, b.backward_rows);
+  EXPECT_EQ(a.cost.forward_rows, b.cost.forward_rows);
+  EXPECT_EQ(a.cost.backward_rows, b.cost.backward_rows);
 }
 
 class SharedModel : public testing::TestWithParam<std::tuple<Kind, bool>> {};

@@ -53,8 +53,26 @@ struct RowSet {
   // [n] bool: false for rows that only fill up the number, so that the host need not know it. They
   // are computed and change nothing: as active rows they count as inactive. Undefined: none does.
   at::Tensor valid = {};
+  // [n] int64 on the CPU: the same numbers, where the host chose them. Undefined: only `rows` is.
+  at::Tensor host = {};
 
   int64_t count() const { return cu_rows.back(); }
+  // The numbers on the CPU, [n] int64; waits for the device where only it knows them.
+  at::Tensor on_host() const { return host.defined() ? host : rows.to(at::kCPU); }
+};
+
+// Token rows that were computed.
+struct Cost {
+  int64_t forward_rows = 0;   // through the trunk, all passes counted
+  int64_t backward_rows = 0;  // through its adjoint
+  int64_t head_rows = 0;      // through the vocabulary projection
+
+  Cost& operator+=(const Cost& other) {
+    forward_rows += other.forward_rows;
+    backward_rows += other.backward_rows;
+    head_rows += other.head_rows;
+    return *this;
+  }
 };
 
 // Called now and then during long computations; it may throw to stop them.
@@ -90,11 +108,9 @@ struct GradientRequest {
 };
 
 struct EntropyGradient {
-  at::Tensor gradient;        // [candidates, D] float32, float64 of a float64 model
-  at::Tensor entropy;         // [probes] real: nats, of the changed batch
-  int64_t forward_rows = 0;   // rows through the trunk
-  int64_t backward_rows = 0;  // rows through its adjoint
-  int64_t head_rows = 0;      // rows through the vocabulary projection
+  at::Tensor gradient;  // [candidates, D] float32, float64 of a float64 model
+  at::Tensor entropy;   // [probes] real: nats, of the changed batch
+  Cost cost;
 };
 
 class ReplayedDenoiser;

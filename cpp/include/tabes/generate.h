@@ -37,10 +37,8 @@ struct StepRecord {
   // the influence of the revealed rows adds up to, and what the next step's forward pass showed,
   // over the probes that are eligible then. The latter is filled in one step later.
   std::vector<double> predicted_fall, realised_fall;
-  int64_t forward_rows = 0;   // rows through the trunk, all passes counted
-  int64_t backward_rows = 0;  // rows through its adjoint
-  int64_t head_rows = 0;      // rows through the vocabulary projection
-  double seconds = 0;         // the whole step
+  Cost cost;
+  double seconds = 0;  // the whole step
   // Of it, inside the model and its statistics; NaN where the host does not see (on_device).
   double model_seconds = 0;
 };
@@ -104,11 +102,9 @@ struct GenerateResult {
   std::vector<at::Tensor> tokens;  // every sequence, int64 on the CPU
   std::vector<StepRecord> trace;
   bool finished = true;  // false: the callback stopped it and masks remain
-  int64_t forward_rows = 0;
-  int64_t backward_rows = 0;
-  int64_t head_rows = 0;
-  // (forward_rows + backward_rows) / number of tokens in the batch: a row's adjoint, with frozen
-  // weights, multiplies as much as its forward pass.
+  Cost cost;
+  // (cost.forward_rows + cost.backward_rows) / number of tokens in the batch: a row's adjoint, with
+  // frozen weights, multiplies as much as its forward pass.
   double forward_equivalents = 0;
   int64_t replayed_passes = 0;  // of the passes, those replayed from a recording (cuda_graphs)
   double seconds = 0;

@@ -48,9 +48,7 @@ struct Influence {
   // For each sequence what its scores are to be multiplied by so that the falls add up to no more
   // than there is: below 1 where the positive ones exceed `entropy`. BoE's rule `nats` does so.
   std::vector<double> scale;
-  int64_t forward_rows = 0;   // rows through the trunk, the base pass among them
-  int64_t backward_rows = 0;  // rows through its adjoint
-  int64_t head_rows = 0;      // rows through the vocabulary projection
+  Cost cost;  // the base pass among it
 };
 
 // Token influence scores (TIS) of candidates on probes, TABES (arXiv 2602.00250):
@@ -69,7 +67,7 @@ struct OneStepFall {
   // One tensor a sequence, [candidates] float64 on the CPU, in the candidates' order: in nats, the
   // fall of the probes' summed entropy when the candidate's likeliest token is written.
   std::vector<at::Tensor> fall;
-  int64_t forward_rows = 0;
+  Cost cost;
 };
 
 // What influence() predicts, found out by running the model once for every candidate. Takes and

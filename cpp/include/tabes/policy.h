@@ -55,12 +55,6 @@ class TABES_API PolicyStates {
   std::vector<Entry> entries_;
 };
 
-// Rows that were computed: through the trunk, through its adjoint, through the vocabulary
-// projection.
-struct Work {
-  int64_t forward_rows = 0, backward_rows = 0, head_rows = 0;
-};
-
 // A canvas one step ahead: a sequence in which these of its rows are revealed as predicted.
 struct Ahead {
   size_t sequence;              // of StepContext::batch
@@ -69,7 +63,7 @@ struct Ahead {
 
 // What a policy sees of one step.
 struct StepContext {
-  const Denoiser& model;           // counts in `work` what it computes
+  const Denoiser& model;           // counts in `cost` what it computes
   const PackedBatch& batch;        // the sequences still being decoded, as they are now
   const RowSet& eligible;          // the rows that may be revealed, n of them
   const Predictions& predictions;  // at the eligible rows
@@ -83,7 +77,7 @@ struct StepContext {
   PolicyStates& states;  // states.of(*this) is what this policy's begin() made
   // The cost of the step so far. A policy that computes by other means than `model` and
   // `look_ahead` adds its rows.
-  Work& work;
+  Cost& cost;
   // Rows of the current blocks that earlier steps revealed, and each one's probability then
   // ([m] float64 on the CPU). Filled under Pace::timed.
   const RowSet& revealed;

@@ -2,6 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
 
@@ -60,11 +61,18 @@ PackedBatch pack(const std::vector<const HostTokens*>& sequences, at::Device dev
 }
 
 RowSet row_set(const std::vector<int64_t>& rows, std::vector<int64_t> cu_rows, at::Device device) {
-  return {to_tensor(rows, device), std::move(cu_rows)};
+  const at::Tensor sent = to_tensor(rows, device);
+  if (device.is_cpu()) return {sent, std::move(cu_rows), {}, sent};
+  const at::Tensor host = at::empty({static_cast<int64_t>(rows.size())}, at::kLong);
+  std::copy(rows.begin(), rows.end(), host.data_ptr<int64_t>());
+  return {sent, std::move(cu_rows), {}, host};
 }
 
 RowSet all_rows(const PackedBatch& batch) {
-  return {at::arange(batch.rows(), batch.tokens.options()), batch.cu_seqlens};
+  const at::Tensor host = at::arange(batch.rows(), at::kLong);
+  const bool on_cpu = batch.tokens.is_cpu();
+  return {
+      on_cpu ? host : at::arange(batch.rows(), batch.tokens.options()), batch.cu_seqlens, {}, host};
 }
 
 RowSet predicting(const PackedBatch& batch, const RowSet& rows) {
@@ -72,6 +80,11 @@ RowSet predicting(const PackedBatch& batch, const RowSet& rows) {
   for (int64_t b = 0; b < batch.size(); ++b) {
     std::fill(first.begin() + rows.cu_rows[b], first.begin() + rows.cu_rows[b + 1],
               batch.cu_seqlens[b]);
+  }
+  if (rows.host.defined()) {
+    const int64_t* row = rows.host.const_data_ptr<int64_t>();
+    for (size_t i = 0; i < first.size(); ++i) first[i] = std::max(first[i], row[i] - 1);
+    return row_set(first, rows.cu_rows, rows.rows.device());
   }
   return {(rows.rows - 1).maximum(to_tensor(first, rows.rows.device())), rows.cu_rows};
 }

@@ -33,7 +33,7 @@ Layout lay_out(const std::vector<Canvas*>& canvases, const ModelInfo& info, bool
 
 RowSet active_rows(const std::vector<Canvas*>& canvases, const PackedBatch& batch,
                    const RowSet& wanted, const ModelInfo& info) {
-  const at::Tensor host = wanted.rows.to(at::kCPU);
+  const at::Tensor host = wanted.on_host();
   const int64_t* row = host.const_data_ptr<int64_t>();
   std::vector<int64_t> rows, cu_rows{0};
   for (size_t b = 0; b < canvases.size(); ++b) {
@@ -53,7 +53,7 @@ RowSet active_rows(const std::vector<Canvas*>& canvases, const PackedBatch& batc
 }
 
 RowSet merged(const RowSet& first, const RowSet& second, std::vector<char>* second_part) {
-  const at::Tensor a = first.rows.to(at::kCPU), b = second.rows.to(at::kCPU);
+  const at::Tensor a = first.on_host(), b = second.on_host();
   const int64_t *x = a.const_data_ptr<int64_t>(), *y = b.const_data_ptr<int64_t>();
   std::vector<int64_t> rows, cu_rows{0};
   if (second_part) second_part->clear();

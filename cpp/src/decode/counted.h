@@ -10,7 +10,7 @@ namespace tabes {
 // The model as policies see it, so that none has to say what it cost. Both are to outlive it.
 class CountedDenoiser final : public Denoiser {
  public:
-  CountedDenoiser(const Denoiser& model, Work& work) : model_(model), work_(work) {}
+  CountedDenoiser(const Denoiser& model, Cost& cost) : model_(model), cost_(cost) {}
 
   const ModelInfo& info() const override { return model_.info(); }
   at::Tensor embedding_table() const override { return model_.embedding_table(); }
@@ -27,7 +27,7 @@ class CountedDenoiser final : public Denoiser {
 
  private:
   const Denoiser& model_;
-  Work& work_;
+  Cost& cost_;
 };
 
 }  // namespace tabes

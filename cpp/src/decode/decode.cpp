@@ -147,16 +147,14 @@ Predicted Decode::in_context(PredictRequest request, const std::optional<RowSet>
 }
 
 void Decode::count_rows(const StepRecord& record, GenerateResult& result) {
-  result.forward_rows += record.forward_rows;
-  result.backward_rows += record.backward_rows;
-  result.head_rows += record.head_rows;
+  result.cost += record.cost;
 }
 
 void Decode::close(GenerateResult& result) const {
   result.tokens = tokens();
   if (replayed_) result.replayed_passes = replayed_->replays();
   result.forward_equivalents =
-      static_cast<double>(result.forward_rows + result.backward_rows) / rows_;
+      static_cast<double>(result.cost.forward_rows + result.cost.backward_rows) / rows_;
 }
 
 void Decode::not_finite(int64_t number, size_t place, int64_t position, const char* what) {

@@ -128,9 +128,7 @@ GenerateResult DeviceLoop::run() {
     } else {
       // It found every mask gone; what it cost belongs to the step before.
       StepRecord& before = result.trace.back();
-      before.forward_rows += pending->record.forward_rows;
-      before.backward_rows += pending->record.backward_rows;
-      before.head_rows += pending->record.head_rows;
+      before.cost += pending->record.cost;
     }
     pending.reset();
   };

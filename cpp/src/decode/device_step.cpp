@@ -105,9 +105,14 @@ Predicted DeviceLoop::look(const Looked& rows, bool keep_context, StepRecord& re
                                      number_.expand({rows.set.count()}).contiguous(), options_.seed,
                                      Stream::token);
   }
-  record.forward_rows += rows.active ? rows.active->count() : batch.rows();
-  record.head_rows += rows.set.count();
-  return in_context({batch, rows.set, nullptr, forbidden_, options_, uniforms, keep_context},
+  record.cost.forward_rows += rows.active ? rows.active->count() : batch.rows();
+  record.cost.head_rows += rows.set.count();
+  return in_context({.batch = batch,
+                     .rows = rows.set,
+                     .forbidden = forbidden_,
+                     .options = options_,
+                     .uniforms = uniforms,
+                     .keep_context = keep_context},
                     rows.active,
                     [&](const PredictRequest& pass) { return predict(model(), pass); });
 }
@@ -135,8 +140,8 @@ DeviceLoop::Pending DeviceLoop::launch(int64_t number, bool pending) {
   const Predictions predictions{rows.shape.unpack(flat.token, 0), matrix(flat.confidence),
                                 matrix(flat.max_prob), matrix(flat.margin), matrix(flat.entropy)};
   const PackedBatch batch{s.tokens, s.cu_seqlens};
-  Work work;
-  const CountedDenoiser counted(model(), work);
+  Cost cost;
+  const CountedDenoiser counted(model(), cost);
   DeviceDecision decision = policy_->decide_on_device({.model = counted,
                                                        .batch = batch,
                                                        .row = rows.row,
@@ -159,9 +164,7 @@ DeviceLoop::Pending DeviceLoop::launch(int64_t number, bool pending) {
                                                        .seed = options_.seed,
                                                        .poll = options_.poll});
   decision = checked(*policy_, std::move(decision), rows.valid.sizes(), rows.valid.device());
-  step.record.forward_rows += work.forward_rows;
-  step.record.backward_rows += work.backward_rows;
-  step.record.head_rows += work.head_rows;
+  step.record.cost += cost;
   write(m, rows, predictions, decision, step);
   state_.before_bounds = std::move(most);
   send(step);

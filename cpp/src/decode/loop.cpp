@@ -98,8 +98,8 @@ Decision Loop::decide(Step& now) const {
   const at::Tensor revealed_confidence = at::tensor(confidence, at::kDouble);
   const std::function<std::vector<Predictions>(const std::vector<Ahead>&)> look_ahead =
       [&](const std::vector<Ahead>& wanted) { return this->look_ahead(now, wanted); };
-  Work work;
-  const CountedDenoiser counted(model(), work);
+  Cost cost;
+  const CountedDenoiser counted(model(), cost);
   const StepContext context{.model = counted,
                             .batch = now.layout.batch,
                             .eligible = now.layout.eligible,
@@ -110,7 +110,7 @@ Decision Loop::decide(Step& now) const {
                             .waiting_entropy = now.waiting_entropy,
                             .context = context_.get(),
                             .states = states_,
-                            .work = work,
+                            .cost = cost,
                             .revealed = revealed_rows,
                             .revealed_confidence = revealed_confidence,
                             .place = place,
@@ -129,12 +129,10 @@ Decision Loop::decide(Step& now) const {
   Decision decision = checked(*policy_, policy_->decide(context), n, now.layout.batch.size(),
                               now.layout.batch.rows());
   // A policy that computes gradients spends its time in the model.
-  if (work.forward_rows > 0) now.record.model_seconds = before + seconds_since(start);
+  if (cost.forward_rows > 0) now.record.model_seconds = before + seconds_since(start);
   check_numbers(now.record, now.live, now.layout.batch, now.layout.eligible, decision.score,
                 kScoreNaN);
-  now.record.forward_rows += work.forward_rows;
-  now.record.backward_rows += work.backward_rows;
-  now.record.head_rows += work.head_rows;
+  now.record.cost += cost;
   now.record.scored = n;
   if (decision.influence.defined()) {
     now.record.scored = decision.influence.isnan().logical_not().sum().item<int64_t>();

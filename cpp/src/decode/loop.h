@@ -40,6 +40,8 @@ class Loop : Decode {
   bool follow_context(const std::vector<Canvas*>& live);
   // Completes a request for the rows it names and runs it.
   // The entropies of what it predicts are numbers.
+  // What is predicted at a layout's eligible rows.
+  PredictRequest at_eligible(const Layout& layout) const;
   Predicted forward(const std::vector<Canvas*>& canvases, PredictRequest request,
                     StepRecord& record, const char* bad_logits = kBadLogits) const;
   std::vector<Predictions> look_ahead(Step& step, const std::vector<Ahead>& wanted) const;

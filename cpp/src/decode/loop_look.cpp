@@ -69,8 +69,11 @@ void Loop::look_at_all(Step& now, bool keep_context) {
   const RowSet wanted = layout.waiting.count() > 0
                             ? merged(layout.eligible, layout.waiting, &is_waiting)
                             : layout.eligible;
-  const PredictRequest request{layout.batch, wanted, nullptr,     forbidden_,
-                               options_,     {},     keep_context};
+  const PredictRequest request{.batch = layout.batch,
+                               .rows = wanted,
+                               .forbidden = forbidden_,
+                               .options = options_,
+                               .keep_context = keep_context};
   std::optional<RowSet> active;
   if (keep_context && follow_context(now.live)) {
     active = active_rows(now.live, layout.batch, wanted, info_);
@@ -86,7 +89,7 @@ void Loop::look_at_all(Step& now, bool keep_context) {
   context_cu_seqlens_ = layout.batch.cu_seqlens;
 
   const double* entropy = now.predicted.entropy.const_data_ptr<double>();
-  const at::Tensor rows = wanted.rows.to(at::kCPU);
+  const at::Tensor rows = wanted.on_host();
   now.seen.assign(rows.const_data_ptr<int64_t>(), rows.const_data_ptr<int64_t>() + rows.numel());
   now.seen_entropy.assign(entropy, entropy + rows.numel());
   if (layout.waiting.count() == 0) return;
@@ -104,6 +107,11 @@ void Loop::look_at_all(Step& now, bool keep_context) {
   now.predicted.entropy = now.predicted.entropy.index_select(0, to_tensor(first));
 }
 
+PredictRequest Loop::at_eligible(const Layout& layout) const {
+  return {
+      .batch = layout.batch, .rows = layout.eligible, .forbidden = forbidden_, .options = options_};
+}
+
 void Loop::look_at_new(Step& now) {
   const auto& cu = now.layout.eligible.cu_rows;
   std::vector<Canvas*> fresh;
@@ -113,8 +121,7 @@ void Loop::look_at_new(Step& now) {
   const Layout layout = lay_out(fresh, info_, false);
   Predicted seen;
   if (!fresh.empty()) {
-    seen = forward(fresh, {layout.batch, layout.eligible, nullptr, forbidden_, options_, {}},
-                   now.record);
+    seen = forward(fresh, at_eligible(layout), now.record);
   }
   std::vector<Predictions> parts;
   std::vector<at::Tensor> features;
@@ -152,7 +159,7 @@ Predicted Loop::forward(const std::vector<Canvas*>& canvases, PredictRequest req
   }
   if (options_.temperature > 0) {
     std::vector<int64_t> sequences, positions, steps;
-    const at::Tensor rows = request.rows.rows.to(at::kCPU);
+    const at::Tensor rows = request.rows.on_host();
     const int64_t* row = rows.const_data_ptr<int64_t>();
     for (size_t b = 0; b < canvases.size(); ++b) {
       for (int64_t i = request.rows.cu_rows[b]; i < request.rows.cu_rows[b + 1]; ++i) {
@@ -170,8 +177,8 @@ Predicted Loop::forward(const std::vector<Canvas*>& canvases, PredictRequest req
   predicted.entropy = predicted.predictions.entropy.to(at::kCPU, at::kDouble);
   record.model_seconds +=
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  record.forward_rows += request.active ? request.active->count() : passes * batch.rows();
-  record.head_rows += passes * n;
+  record.cost.forward_rows += request.active ? request.active->count() : passes * batch.rows();
+  record.cost.head_rows += passes * n;
   check_numbers(record, canvases, batch, request.rows, predicted.entropy, bad_logits);
   return predicted;
 }
@@ -205,9 +212,7 @@ std::vector<Predictions> Loop::look_ahead(Step& now, const std::vector<Ahead>& w
   }
   const Layout layout = lay_out(pointers, info_, false);
   const std::string bad_logits = text("looking ahead, ", kBadLogits);
-  const Predicted seen =
-      forward(pointers, {layout.batch, layout.eligible, nullptr, forbidden_, options_, {}},
-              now.record, bad_logits.c_str());
+  const Predicted seen = forward(pointers, at_eligible(layout), now.record, bad_logits.c_str());
   std::vector<Predictions> result;
   for (size_t i = 0; i < wanted.size(); ++i) {
     const int64_t from = layout.eligible.cu_rows[i];
@@ -228,7 +233,7 @@ void Loop::check_numbers(const StepRecord& record, const std::vector<Canvas*>& c
   const int64_t i = bad - v;
   const size_t b =
       std::upper_bound(rows.cu_rows.begin(), rows.cu_rows.end(), i) - rows.cu_rows.begin() - 1;
-  const int64_t row = rows.rows[i].item<int64_t>();
+  const int64_t row = rows.on_host().const_data_ptr<int64_t>()[i];
   not_finite(record.step, canvases[b]->place, row - batch.cu_seqlens[b], what);
 }
 

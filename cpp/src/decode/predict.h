@@ -14,10 +14,10 @@ struct PredictRequest {
   const RowSet& rows;
   // Canvas of the unguided pass (given tokens masked), of the same lengths; null: no guidance.
   const PackedBatch* unguided = nullptr;
-  at::Tensor forbidden;  // [f] int64: every token of probability 0, the mask among them
+  at::Tensor forbidden = {};  // [f] int64: every token of probability 0, the mask among them
   const GenerateOptions& options;
   // [n] float64 in (0, 1) on the model's device, where the temperature is above 0.
-  at::Tensor uniforms;
+  at::Tensor uniforms = {};
   bool keep_context = false;
   // A pass in a frozen context: these rows are computed, the rest is as `context` has it.
   const RowSet* active = nullptr;

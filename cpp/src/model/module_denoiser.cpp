@@ -33,7 +33,7 @@ struct ModuleDenoiser::Group {
     RowSet set(at::Device device) const { return row_set(local, cu, device); }
   };
   Rows rows(const PackedBatch& batch, const RowSet& set) const {
-    const at::Tensor held = set.rows.to(at::kCPU).contiguous();
+    const at::Tensor held = set.on_host();
     const int64_t* row = held.const_data_ptr<int64_t>();
     Rows found;
     for (size_t k = 0; k < sequences.size(); ++k) {
@@ -188,8 +188,8 @@ EntropyGradient ModuleDenoiser::entropy_gradient(const GradientRequest& request)
     const at::Tensor logits = call({x.view({group.size(), group.length, -1}), tokens,
                                     active.count() < group.count() ? &active : nullptr})
                                   .index_select(0, to_tensor(asked.local, info_.device));
-    result.forward_rows += group.count();
-    result.head_rows += group.count();
+    result.cost.forward_rows += group.count();
+    result.cost.head_rows += group.count();
 
     at::Tensor seed = logits.detach().clone(at::MemoryFormat::Contiguous);
     seed.index_fill_(1, request.forbidden, -std::numeric_limits<double>::infinity());
@@ -212,7 +212,7 @@ EntropyGradient ModuleDenoiser::entropy_gradient(const GradientRequest& request)
       refuse("the model's logits do not depend on its input embeddings as far as autograd can see");
     }
     result.gradient.index_copy_(0, place, gradient.detach().to(real) / scale);
-    result.backward_rows += group.count();
+    result.cost.backward_rows += group.count();
   }
   return result;
 }

@@ -163,9 +163,9 @@ at::Tensor Transformer::head_adjoint(const at::Tensor& x, const GradientRequest&
 }
 
 void count_rows(const GradientRequest& request, EntropyGradient& result) {
-  result.backward_rows = request.active.count();
-  result.forward_rows = request.frozen ? result.backward_rows : request.batch.rows();
-  result.head_rows = request.probes.count();
+  result.cost.backward_rows = request.active.count();
+  result.cost.forward_rows = request.frozen ? result.cost.backward_rows : request.batch.rows();
+  result.cost.head_rows = request.probes.count();
 }
 
 namespace {

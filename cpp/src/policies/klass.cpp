@@ -38,7 +38,7 @@ class Klass final : public NamedPolicy {
     const PlainDispatch plain;
     auto& memories = static_cast<Memories*>(context.states.of(*this))->of;
     const Column confidence(context.predictions.confidence);
-    const at::Tensor rows = context.eligible.rows.to(at::kCPU);
+    const at::Tensor rows = context.eligible.on_host();
     Decision decision(confidence.held.clone());
     double* score = decision.score.data_ptr<double>();
     const auto& cu = context.eligible.cu_rows;

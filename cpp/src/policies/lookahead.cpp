@@ -95,7 +95,7 @@ class InfoGain final : public SetChooser {
                                             size_t b, int64_t count) const override {
     const auto begin = context.eligible.cu_rows[b], end = context.eligible.cu_rows[b + 1];
     std::vector<std::vector<int64_t>> sets{largest(confidence.data(), begin, end, count)};
-    const at::Tensor rows = context.eligible.rows.to(at::kCPU);
+    const at::Tensor rows = context.eligible.on_host();
     std::vector<double> noisy(end);
     for (int64_t k = 1; k < candidates_; ++k) {
       for (int64_t i = begin; i < end; ++i) {

@@ -41,7 +41,7 @@ template <typename F>
 at::Tensor row_scores(const StepContext& context, F&& score) {
   const RowSet& eligible = context.eligible;
   at::Tensor scores = at::empty({eligible.count()}, at::kDouble);
-  const at::Tensor rows = eligible.rows.to(at::kCPU);
+  const at::Tensor rows = eligible.on_host();
   for (size_t b = 0; b + 1 < eligible.cu_rows.size(); ++b) {
     for (int64_t i = eligible.cu_rows[b]; i < eligible.cu_rows[b + 1]; ++i) {
       const int64_t position = rows.const_data_ptr<int64_t>()[i] - context.batch.cu_seqlens[b];

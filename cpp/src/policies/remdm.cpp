@@ -26,8 +26,8 @@ class Remasking final : public NamedPolicy {
 
   Decision decide(const StepContext& context) const override {
     const RowSet &eligible = context.eligible, &revealed = context.revealed;
-    const at::Tensor masked_rows = eligible.rows.to(at::kCPU);
-    const at::Tensor revealed_rows = revealed.rows.to(at::kCPU);
+    const at::Tensor masked_rows = eligible.on_host();
+    const at::Tensor revealed_rows = revealed.on_host();
     const int64_t* masked = masked_rows.const_data_ptr<int64_t>();
     const int64_t* shown = revealed_rows.const_data_ptr<int64_t>();
     Decision decision(at::empty({eligible.count()}, at::kDouble));

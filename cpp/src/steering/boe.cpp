@@ -194,8 +194,8 @@ struct Step {
         filter(o.prefilter == Prefilter::margin ? given.predictions.margin
                                                 : given.predictions.confidence),
         waiting_entropy(given.waiting.count() > 0 ? given.waiting_entropy : at::zeros({0})),
-        rows(given.eligible.rows.to(at::kCPU)),
-        waiting_rows(given.waiting.rows.to(at::kCPU)) {}
+        rows(given.eligible.on_host()),
+        waiting_rows(given.waiting.on_host()) {}
 
   int64_t row(int64_t i) const { return rows.const_data_ptr<int64_t>()[i]; }
   int64_t waiting_row(int64_t i) const { return waiting_rows.const_data_ptr<int64_t>()[i]; }

@@ -201,9 +201,8 @@ Influence scored(const Denoiser& model, const std::vector<at::Tensor>& sequences
     result.scale.push_back(
         influence_scale(result.entropy[b], result.tis[b].clamp_min(0).sum().item<double>()));
   }
-  result.forward_rows = q.batch.rows() + scores.forward_rows;
-  result.backward_rows = scores.backward_rows;
-  result.head_rows = scores.head_rows + q.probes.count();
+  result.cost = scores.cost;
+  result.cost += {.forward_rows = q.batch.rows(), .head_rows = q.probes.count()};
   return result;
 }
 
@@ -217,9 +216,9 @@ OneStepFall measured(const Denoiser& model, const std::vector<at::Tensor>& seque
   const Looked guess = looked_at(model, model.encode(q.batch, q.candidates, poll), q.forbidden);
   check_entropies(q.batch, q.candidates, guess.entropy);
   OneStepFall result;
-  result.forward_rows = q.batch.rows();
+  result.cost = {.forward_rows = q.batch.rows(), .head_rows = q.candidates.count()};
   at::Tensor fall = at::empty({q.candidates.count()}, at::kDouble);
-  const at::Tensor c_rows = q.candidates.rows.to(at::kCPU), p_rows = q.probes.rows.to(at::kCPU);
+  const at::Tensor c_rows = q.candidates.on_host(), p_rows = q.probes.on_host();
   for (size_t b = 0; b < candidates.size(); ++b) {
     // The sequence as it is, and once more with each candidate written; some at a time.
     const int64_t first = q.candidates.cu_rows[b];
@@ -250,7 +249,7 @@ OneStepFall measured(const Denoiser& model, const std::vector<at::Tensor>& seque
       const RowSet wanted = row_set(rows, std::move(cu), device);
       const Looked seen = looked_at(model, model.encode(batch, wanted, poll), q.forbidden);
       sums.narrow(0, from, count).copy_(seen.entropy.view({count, n_probes}).sum(1));
-      result.forward_rows += batch.rows();
+      result.cost += {.forward_rows = batch.rows(), .head_rows = wanted.count()};
     }
     fall.narrow(0, first, n).copy_(sums[0] - sums.narrow(0, 1, n));
   }

@@ -21,11 +21,6 @@
 namespace tabes {
 namespace {
 
-std::vector<int64_t> host(const at::Tensor& t) {
-  const at::Tensor c = t.to(at::kCPU);
-  return {c.const_data_ptr<int64_t>(), c.const_data_ptr<int64_t>() + c.numel()};
-}
-
 // e~ - e_mask at the candidates: what revealing them adds to their input embeddings.
 at::Tensor directions(const Denoiser& model, const SurrogateRequest& request) {
   const at::Tensor table = model.embedding_table();
@@ -79,6 +74,16 @@ struct Part {
   RowSet candidates, probes;
 };
 
+// A set whose numbers grow by these, [n].
+RowSet moved(const RowSet& set, const std::vector<int64_t>& by, std::vector<int64_t> cu_rows) {
+  const at::Device device = set.rows.device();
+  RowSet result{set.rows + to_tensor(by, device), std::move(cu_rows), set.valid};
+  if (set.host.defined()) {
+    result.host = device.is_cpu() ? result.rows : set.host + to_tensor(by);
+  }
+  return result;
+}
+
 // Candidates, probes and what must or shall stay active around them, or all rows.
 RowSet active_rows(const Denoiser& model, const Part& part, const InfluenceOptions& o,
                    bool disjoint) {
@@ -88,8 +93,9 @@ RowSet active_rows(const Denoiser& model, const Part& part, const InfluenceOptio
     if (part.probes.rows.is_same(part.candidates.rows)) return part.candidates;
     if (disjoint) return joined(part.candidates, part.probes);
   }
-  const std::vector<int64_t> candidates = host(part.candidates.rows);
-  const std::vector<int64_t> probes = host(part.probes.rows);
+  const at::Tensor c_rows = part.candidates.on_host(), p_rows = part.probes.on_host();
+  const int64_t* candidates = c_rows.const_data_ptr<int64_t>();
+  const int64_t* probes = p_rows.const_data_ptr<int64_t>();
   std::vector<int64_t> rows, cu{0};
   for (int64_t b = 0; b < batch.size(); ++b) {
     const int64_t begin = batch.cu_seqlens[b], length = batch.cu_seqlens[b + 1] - begin;
@@ -114,7 +120,7 @@ RowSet active_rows(const Denoiser& model, const Part& part, const InfluenceOptio
   return row_set(rows, std::move(cu), model.info().device);
 }
 
-Part steered_part(const SurrogateRequest& request, at::Device device) {
+Part steered_part(const SurrogateRequest& request) {
   std::vector<at::Tensor> tokens;
   std::vector<int64_t> moved_c, moved_p;  // how far each row moves
   Part part;
@@ -139,12 +145,10 @@ Part steered_part(const SurrogateRequest& request, at::Device device) {
     return {request.batch, request.candidates, request.probes};
   }
   part.batch.tokens = at::cat(tokens);
-  part.candidates.valid = request.candidates.valid;
-  part.probes.valid = request.probes.valid;
-  part.candidates.rows = request.candidates.rows + to_tensor(moved_c, device);
-  part.probes.rows = request.probes.rows.is_same(request.candidates.rows)
-                         ? part.candidates.rows
-                         : request.probes.rows + to_tensor(moved_p, device);
+  part.candidates = moved(request.candidates, moved_c, std::move(part.candidates.cu_rows));
+  const bool same = request.probes.rows.is_same(request.candidates.rows);
+  part.probes =
+      same ? part.candidates : moved(request.probes, moved_p, std::move(part.probes.cu_rows));
   return part;
 }
 
@@ -175,23 +179,27 @@ SurrogateScores surrogate_scores(const Denoiser& model, const SurrogateRequest& 
   at::Tensor delta = directions(model, request), weight;
   if (request.candidates.valid.defined()) delta = delta * request.candidates.valid.unsqueeze(1);
   if (request.probes.valid.defined()) weight = request.probes.valid.to(at::kFloat);
-  const Part part = frozen ? Part{request.batch, request.candidates, request.probes}
-                           : steered_part(request, model.info().device);
+  const Part part =
+      frozen ? Part{request.batch, request.candidates, request.probes} : steered_part(request);
   const RowSet active = active_rows(model, part, o, request.disjoint);
   SurrogateScores result;
-  if (!request.tokens.defined()) result.head_rows = part.candidates.count();
+  if (!request.tokens.defined()) result.cost.head_rows = part.candidates.count();
   at::Tensor gradient, entropy;
   for (double alpha : o.alpha) {
-    const EntropyGradient g = model.entropy_gradient(
-        {part.batch, active, part.candidates, part.probes, delta * alpha, weight, request.forbidden,
-         frozen ? request.context : nullptr, o.poll});
+    const EntropyGradient g = model.entropy_gradient({.batch = part.batch,
+                                                      .active = active,
+                                                      .candidates = part.candidates,
+                                                      .probes = part.probes,
+                                                      .offset = delta * alpha,
+                                                      .weight = weight,
+                                                      .forbidden = request.forbidden,
+                                                      .frozen = frozen ? request.context : nullptr,
+                                                      .poll = o.poll});
     const at::Tensor share = g.gradient.to(at::kDouble);
     gradient = gradient.defined() ? gradient.add_(share) : share;
     const at::Tensor nats = g.entropy.to(at::kDouble);
     entropy = entropy.defined() ? entropy.add_(nats) : nats.clone();
-    result.forward_rows += g.forward_rows;
-    result.backward_rows += g.backward_rows;
-    result.head_rows += g.head_rows;
+    result.cost += g.cost;
   }
   const double points = static_cast<double>(o.alpha.size());
   result.tis = (gradient * delta.to(at::kDouble)).sum(1).div_(-points);

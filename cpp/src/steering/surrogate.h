@@ -27,7 +27,7 @@ struct SurrogateRequest {
 struct SurrogateScores {
   at::Tensor tis;      // [candidates] float64 on the model's device
   at::Tensor entropy;  // [probes] float64 there, of the changed batch; mean over the points
-  int64_t forward_rows = 0, backward_rows = 0, head_rows = 0;  // the base pass not among them
+  Cost cost;           // the base pass not among it
 };
 
 // What a sequence's influences are multiplied by so that they can be true. No entropy falls below

@@ -58,7 +58,7 @@ std::string decoded(const tabes::Denoiser& model, const std::string& line) {
   for (const at::Tensor& tokens : result.tokens) {
     for (int64_t i = 0; i < tokens.size(0); ++i) out << tokens.const_data_ptr<int64_t>()[i] << ' ';
   }
-  out << result.forward_rows << ' ' << result.backward_rows;
+  out << result.cost.forward_rows << ' ' << result.cost.backward_rows;
   return out.str();
 }
 

@@ -1,9 +1,10 @@
-// Fuzzes every parser of the checkpoint reader: safetensors files (touching each byte their tensors
-// claim, which parsing alone would not), indexes, configs and tokenizers. Anything but a normal
-// return or CheckpointError is a bug.
+// Fuzzes every parser of texts that people bring: safetensors files (touching each byte their
+// tensors claim, which parsing alone would not), indexes, configs, tokenizers, and policies in
+// their notation (which must come back as written). Anything but a normal return, CheckpointError
+// of a file or InputError of a notation is a bug.
 //
 // With clang: -fsanitize=fuzzer,address,undefined. Any other compiler: -DTABES_FUZZ_STANDALONE adds
-// a main() that mutates built-in seeds; `fuzz_checkpoint [iterations] [seed]`.
+// a main() that mutates built-in seeds; `fuzz_parsers [iterations] [seed]`.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -17,6 +18,7 @@
 #include "checkpoint/tensor_store.h"
 #include "checkpoint/tokenizer_files.h"
 #include "tabes/error.h"
+#include "tabes/policy.h"
 
 namespace {
 
@@ -80,9 +82,20 @@ void read_added_tokens(std::string_view text) {
   }
 }
 
+void read_policy(std::string_view given) {
+  std::string text;
+  try {
+    text = tabes::notation(*tabes::make_policy(std::string(given)));
+  } catch (const tabes::InputError&) {
+    return;
+  }
+  if (tabes::notation(*tabes::make_policy(text)) != text) std::abort();
+}
+
 using Target = void (*)(std::string_view);
-constexpr Target kTargets[] = {read_safetensors,      read_index,       read_config, read_tokenizer,
-                               read_tokenizer_config, read_added_tokens};
+constexpr Target kTargets[] = {
+    read_safetensors,      read_index,        read_config, read_tokenizer,
+    read_tokenizer_config, read_added_tokens, read_policy};
 
 }  // namespace
 
@@ -140,6 +153,9 @@ std::vector<std::string> seeds() {
           R"("added_tokens_decoder":{"7":{"content":"<a>","special":true,"lstrip":false}},)"
           R"("chat_template":[{"name":"default","template":"{{ messages }}"}]})",
       std::string("\5") + R"({"[ENT]":93,"covid19":94})",
+      std::string("\6") + "threshold(tau=0.9)",
+      std::string("\6") + "boe(alpha=0.3,0.5; n_candidates=3x; probes=nearest; context=frozen)",
+      std::string("\6") + "remdm_loop(t_on=0.5; t_off=0.1; alpha_on=0.9)",
   };
 }
 
@@ -170,7 +186,15 @@ constexpr std::string_view kWords[] = {"18446744073709551615",
                                        "\"dtype\":\"U8\"",
                                        "\"shape\":[0]",
                                        "\"data_offsets\":[0,0]",
-                                       "__metadata__"};
+                                       "__metadata__",
+                                       "=",
+                                       ";",
+                                       "(",
+                                       ")",
+                                       "3x",
+                                       "nan",
+                                       "boe_paper",
+                                       "gamma=1e-320"};
 
 void mutate(std::string& s, Random& random) {
   const auto below = [&](size_t n) { return static_cast<size_t>(random() % n); };

@@ -27,6 +27,9 @@ class Parser(argparse.ArgumentParser):
         # Before anything else is missed: it may be what was misspelt.
         for word in words[: words.index("--") if "--" in words else None]:
             option = word.partition("=")[0]
+            # What argparse would take for a letter and its value.
+            if f"-{option}" in known and option not in known and not option.startswith("--"):
+                self.error(f"there is no option {option}: did you mean -{option}?")
             if not option.startswith("--") or " " in word:
                 continue
             if not any(other.startswith(option) for other in known):

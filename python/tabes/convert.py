@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from tabes.errors import CheckpointError, InputError
-from tabes.pickled import read_tensors
+from tabes.pickled import check_kind, read_tensors
 
 _SINGLE = "pytorch_model.bin"
 _INDEX = "pytorch_model.bin.index.json"
@@ -69,11 +69,11 @@ def convert(
     if progress is not None and not callable(progress):
         raise InputError(f"progress={progress!r}: it must be callable")
     source, target = Path(src).expanduser(), Path(dst).expanduser()
-    if source.is_file():
+    if os.path.isfile(source):  # pathlib raises where a name is too long
         raise CheckpointError(f"{source} is a file: give its folder, {source.parent}")
-    if not source.is_dir():
+    if not os.path.isdir(source):
         raise CheckpointError(f"{source}: no such folder")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if os.path.lexists(target) and not _is_empty_folder(target):
         raise InputError(f"{target} exists and is not an empty folder: choose another one")
     shards = _shards(source)
     config = _read_config(source)
@@ -93,6 +93,10 @@ def convert(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return conversion
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _write(
@@ -200,7 +204,9 @@ def _read_config(source: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        raw = path.read_bytes()
+        check_kind(path, raw[:64])
+        value = json.loads(raw.decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):

@@ -19,6 +19,7 @@ _LENGTH_MEAN, _LENGTH_DEVIATION, _LENGTH_RANGE = 35.4, 4.5, (13, 50)
 # Few enough that the order matters: at one token a step the bundled model is nearly always right.
 _COMPARISON_STEPS = 12
 _DRAWING_TEMPERATURE = 0.7
+_MOST_MOLECULES = 10_000  # they are one batch
 
 
 def configure(command: argparse.ArgumentParser) -> None:
@@ -56,9 +57,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from tabes.inputs import prepare
 
     policy = None if arguments.policy is None else tabes.make_policy(arguments.policy)
-    prompts = ["[MASK]" * length for length in _lengths(arguments)]
-    longest = max(prompt.count("[MASK]") for prompt in prompts)
     model = tabes.load("moses")
+    # Of the model's positions two are the frame's.
+    most = {"--number": _MOST_MOLECULES, "--length": model.info.max_length - 2}
+    for option, value in (("--number", arguments.number), ("--length", arguments.length)):
+        if value is not None and value > most[option]:
+            raise InputError(f"{option} {value}: it must be at most {most[option]}")
+    lengths = _lengths(arguments)
+    prompts, longest = ["[MASK]" * length for length in lengths], max(lengths)
     starts = prepare(model, prompts).sequences
     runs: list[dict[str, Any]] = []
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tabes.errors import InputError
-from tabes.files import check_writable
+from tabes.files import check_path, check_writable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +32,7 @@ def check_drawing() -> None:
 
 def check_figure(path: str | os.PathLike[str]) -> None:
     """Raises InputError if `save_figure` could not write there, or has nothing to draw with."""
+    check_path(path, "figure")
     if Path(path).suffix.lower() not in FIGURE_TYPES:
         raise InputError(
             f"figure {os.fspath(path)}: its name must end in {', '.join(FIGURE_TYPES[:-1])} or "

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from tabes.errors import InputError
 
@@ -53,6 +53,7 @@ def read_lines(path: str | os.PathLike[str], what: str = "") -> Iterator[Line]:
 
 
 def _place(path: str | os.PathLike[str], what: str) -> str:
+    check_path(path, what)
     name = "standard input" if path == STDIN else os.fspath(path)
     return f"{what} {name}".strip()
 
@@ -117,6 +118,12 @@ def read_text(path: str | os.PathLike[str], what: str = "") -> str:
         raise InputError(f"{where}, line {number}: 0x{raw[error.start]:02x} is not UTF-8") from None
 
 
+def check_path(path: Any, what: str) -> None:
+    """Raises InputError for what names no file; `what` it is to be stands in the message."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"{what or 'file'} {path!r}: give a path")
+
+
 def text_lines(path: str | os.PathLike[str], what: str = "") -> list[str]:
     """All lines of a file as `read_lines` gives them.
 
@@ -132,6 +139,7 @@ def text_lines(path: str | os.PathLike[str], what: str = "") -> list[str]:
 
 def check_writable(path: str | os.PathLike[str], what: str) -> None:
     """Complains before a long run rather than after it. Raises InputError."""
+    check_path(path, what)
     target = Path(path)
     if target.is_dir():
         raise InputError(f"{what} {target}: this is a folder: name a file in it")

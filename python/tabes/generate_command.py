@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tabes.output import GenerateOutput
 
 BATCH_SIZE = 16
+_LARGEST_BATCH = 100_000
+_MOST = 2**63 - 1
 
 
 def configure(command: argparse.ArgumentParser) -> None:
@@ -154,6 +156,8 @@ def _run(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, option)
         if value is not None and value < 1:
             raise InputError(f"--{option.replace('_', '-')} {value}: it must be at least 1")
+        if value is not None and value > _MOST:
+            raise InputError(f"--{option.replace('_', '-')} {value}: it must be at most {_MOST}")
     if arguments.system is not None and not arguments.chat:
         raise InputError("--system needs --chat")
     if arguments.trace is not None:
@@ -165,6 +169,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.batch_size is not None:
         raise InputError("--batch-size is of --prompt-file: all of --prompt or --tokens is a batch")
     given = _prompts(arguments)
+    if len(given) * arguments.samples > _LARGEST_BATCH:
+        raise InputError(
+            f"--samples {arguments.samples}: {len(given)} prompts would be more than "
+            f"{_LARGEST_BATCH} sequences in one batch: --prompt-file decodes them in smaller ones"
+        )
     policy = tabes.make_policy(arguments.policy)
     decoder = Decoder(load_model(arguments), policy, arguments)
     prompts: Any = [prompt for prompt in given for _ in range(arguments.samples)]

@@ -176,8 +176,6 @@ def generate(
             "remasking": remasking,
         },
     )
-    length = optional_integer(given["gen_length"], "gen_length")
-
     options = _core.GenerateOptions()
     options.steps = integer(steps, "steps")
     options.block_length = optional_integer(given["block_length"], "block_length")
@@ -198,7 +196,7 @@ def generate(
     if callback is not None and not callable(callback):
         raise InputError(f"callback is a {type(callback).__name__}, which cannot be called")
 
-    batch = prepare(model, tokens_or_prompt, length, attention_mask)
+    batch = prepare(model, tokens_or_prompt, given["gen_length"], attention_mask)
     check_something_to_fill(model, batch)
     result = _core.generate(model.core, batch.sequences, options, callback)
     return GenerateOutput(

@@ -10,7 +10,7 @@ import torch
 
 from tabes import _core, arguments
 from tabes._core import InputError
-from tabes.arguments import integer
+from tabes.arguments import integer, optional_integer
 from tabes.chat import Message, check_text
 from tabes.text import Prompt, Tokenizer
 from tabes.token_rows import encoded, encoded_rows, listed, rows_of, unpadded, warn_of_padding
@@ -78,6 +78,7 @@ def prepare(
     model has no tokenizer. Warns (PaddingWarning) of token ids that look padded.
     """
     value: Any = prompts
+    gen_length = optional_integer(gen_length, "gen_length")
     if isinstance(value, Mapping):
         value, attention_mask = encoded(value, attention_mask)
     value = listed(value)

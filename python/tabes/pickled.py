@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ _DTYPES = {
 _AGAIN = "download it again"
 # How files begin that are taken for weights by mistake.
 _OTHERS: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "is a Git LFS pointer, not the weights: run git lfs pull there"),
-    (b"<", f"is a web page, not the weights: {_AGAIN}, from the link to the file itself"),
+    (b"version https://git-lfs", "is a Git LFS pointer, not the file: run git lfs pull there"),
+    (b"<", f"is a web page, not the file: {_AGAIN}, from the link to the file itself"),
     (b"{", f"is text, perhaps a server's error message, not the weights: {_AGAIN}"),
     (b"\x1f\x8b", "is compressed with gzip: unpack it first"),
     (b"BZh", "is compressed with bzip2: unpack it first"),
@@ -61,6 +61,15 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return result
 
 
+def check_kind(path: Path, head: bytes, others: Iterable[tuple[bytes, str]] = _OTHERS[:2]) -> None:
+    """Raises CheckpointError if the file, which begins so, is one of the `others`: by default what
+    a download that failed leaves in the place of any file."""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for magic, what in others:
+        if start.startswith(magic):
+            raise CheckpointError(f"{path} {what}")
+
+
 def _load(path: Path) -> Any:
     try:
         size = path.stat().st_size
@@ -70,10 +79,7 @@ def _load(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     if size == 0:
         raise CheckpointError(f"{path} is empty: {_AGAIN}")
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    for magic, what in _OTHERS:
-        if start.startswith(magic):
-            raise CheckpointError(f"{path} {what}")
+    check_kind(path, head, _OTHERS)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
         raise CheckpointError(f"{path} is a safetensors file: name it model.safetensors")
     try:

@@ -30,6 +30,11 @@ def listed(value: Any) -> Any:
     if isinstance(value, (str, torch.Tensor)):
         return value
     if hasattr(value, "__array__") and not isinstance(value, np.generic):  # also of pandas
+        if np.ma.is_masked(value):
+            raise InputError(
+                "prompts in a masked array: pass a list of sequences without what is masked, or "
+                "the ids with attention_mask"
+            )
         array = np.asarray(value)
         if array.dtype.kind in "OSUT" or array.dtype.kind not in "biufc":
             return listed(array.tolist())
@@ -201,6 +206,9 @@ def _outside() -> int:
 def _tensor(value: Any, what: str) -> torch.Tensor:
     """An int64 CPU tensor of an array; writable contiguous int64 arrays share their memory."""
     if not isinstance(value, torch.Tensor):
+        order = getattr(getattr(value, "dtype", None), "byteorder", "=")
+        if order in "<>":  # perhaps another machine's
+            value = value.astype(value.dtype.newbyteorder("="))
         flags, strides = getattr(value, "flags", None), getattr(value, "strides", None) or ()
         # torch takes neither read-only memory nor negative strides, which an array of one token may
         # have and be contiguous.
@@ -214,6 +222,9 @@ def _tensor(value: Any, what: str) -> torch.Tensor:
             raise InputError(f"{what} does not hold token ids: {error}") from error
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise InputError(f"{what} has dtype {value.dtype}: token ids are integers")
+    if value.layout not in (torch.strided, torch.jagged) or value.is_meta:
+        how = "is on the meta device" if value.is_meta else f"has layout {value.layout}"
+        raise InputError(f"{what} {how}: give a dense tensor of token ids")
     result: torch.Tensor = value.detach().to(device="cpu", dtype=torch.int64).contiguous()
     return result
 

@@ -32,7 +32,7 @@ from rich.console import Group, RenderableType
 from tabes._build_info import VERSION as PACKAGE_VERSION
 from tabes.display import MASK_SYMBOL, printable
 from tabes.errors import InputError
-from tabes.files import check_writable, read_text
+from tabes.files import check_path, check_writable, read_text
 
 if TYPE_CHECKING:
     from tabes.model import Model
@@ -175,6 +175,13 @@ def describe(output: GenerateOutput, model: Model) -> dict[str, Any]:
         output: of a run with `model`.
         model: from `tabes.load`, or of `tabes.wrap`.
     """
+    from tabes.model import Model
+    from tabes.output import GenerateOutput
+
+    if not isinstance(output, GenerateOutput):
+        raise InputError(f"output is a {type(output).__name__}: pass what tabes.generate returned")
+    if not isinstance(model, Model):
+        raise InputError(f"model is a {type(model).__name__}: pass the one that decoded")
     mask = model.info.mask_token_id
     values = output.to_dict()
     tokens: list[list[int]] = values["tokens"]
@@ -275,6 +282,7 @@ def read(path: str | os.PathLike[str]) -> list[Decode]:
 
     Raises InputError, naming file and place, for what cannot be read or contradicts itself.
     """
+    check_path(path, "trace file")
     file, text = os.fspath(path), read_text(path)
     try:
         value = json.loads(text)

@@ -74,6 +74,35 @@ def special_model(folder: Path) -> tabes.Model:
     return tabes.load(folder)
 
 
+@pytest.mark.case("F21")
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("generate moses --prompt C --gen-length {huge}", "--gen-length {huge}: it must be at"),
+        ("generate moses --prompt-file {file} --gen-length {huge}", "--gen-length {huge}: it must"),
+        ("generate moses --prompt-file {file} --gen-length 10000000000000", "256 positions"),
+        ("generate moses --prompt-file {file} --batch-size {huge}", "--batch-size {huge}: it must"),
+        ("generate moses --prompt C --steps {huge}", "steps={huge}: it must fit 64 bits"),
+        ("generate moses --prompt [MASK] --samples {huge}", "--samples {huge}: it must be at"),
+        ("generate moses --prompt [MASK] --samples 1000000000", "--prompt-file decodes them in"),
+        ("demo --length {huge}", "--length {huge}: it must be at most 254"),
+        ("demo --length 255", "--length 255: it must be at most 254"),
+        ("demo --number {huge}", "--number {huge}: it must be at most 10000"),
+        ("generate moses --tokens {huge},3", "does not fit 64 bits"),
+    ],
+)
+def test_numbers_that_are_too_large(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, says: str
+) -> None:
+    file, huge = tmp_path / "prompts", 10**20
+    file.write_text("C[MASK]\n")
+    assert main(command.format(huge=huge, file=file).split()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("tabes: error: ")
+    assert said.count("\n") == 1
+    assert says.format(huge=huge) in said
+
+
 # --- Streams ---------------------------------------------------------------------------------
 
 

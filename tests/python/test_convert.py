@@ -242,7 +242,7 @@ def test_everything_that_describes_the_model_comes_along(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<html>", "config.json cannot be read"),
+        ("<html>", "config.json is a web page"),
         ("[" * 100000, "config.json cannot be read"),
         ("[1]", "holds a list, not an object"),
         ("", "config.json cannot be read"),
@@ -306,3 +306,38 @@ def test_one_bad_shard_among_good_ones(tmp_path: Path) -> None:
     with pytest.raises(tabes.CheckpointError, match=r"two\.bin is a web page"):
         tabes.convert(source, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><html>", "is a web page"),
+        (b"\xef\xbb\xbf\r\n<html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),
+    ],
+)
+@pytest.mark.parametrize("name", ["config.json", "pytorch_model.bin.index.json"])
+def test_what_a_download_leaves_in_the_place_of_json(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    source = folder_with(tmp_path, WEIGHTS)
+    (source / name).write_bytes(content)
+    with pytest.raises(tabes.CheckpointError, match=rf"{name} {message}"):
+        tabes.convert(source, tmp_path / "out")
+    shutil.copytree(source, tmp_path / "copy")
+    (tmp_path / "copy" / "pytorch_model.bin").unlink()
+    (tmp_path / "copy" / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(tabes.CheckpointError, match=rf"\.json: {message}"):
+        tabes.load(tmp_path / "copy")
+
+
+def test_a_folder_whose_name_is_too_long(tmp_path: Path) -> None:
+    source = folder_with(tmp_path, WEIGHTS)
+    long = tmp_path / ("x" * 300)
+    with pytest.raises(tabes.InputError, match="cannot be made"):
+        tabes.convert(source, long)
+    with pytest.raises(tabes.CheckpointError, match="no such folder"):
+        tabes.convert(long, tmp_path / "out")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(tabes.InputError, match="is not an empty folder"):
+        tabes.convert(source, tmp_path / "dangling")

@@ -67,6 +67,15 @@ def test_token_ids_in_any_container(
 
 
 @pytest.mark.case("F20")
+@pytest.mark.parametrize("kind", [">i8", "<i8", ">i4", ">u2"])
+def test_arrays_of_any_byte_order(demo_model: tabes.Model, kind: str) -> None:
+    array = np.array(IDS, dtype=kind)
+    assert shown(prepare(demo_model, array)) == IDS
+    assert shown(prepare(demo_model, list(array))) == IDS
+    assert shown(prepare(demo_model, np.ma.masked_array(array))) == IDS  # nothing is masked
+
+
+@pytest.mark.case("F20")
 def test_arrays_of_texts(demo_model: tabes.Model) -> None:
     wanted = shown(prepare(demo_model, TEXTS))
     for array in (np.array(TEXTS), pd.Series(TEXTS, dtype="string"), pd.Categorical(TEXTS)):
@@ -107,6 +116,10 @@ def test_arrays_of_texts(demo_model: tabes.Model) -> None:
         ([[1, None]], "holds None at position 1"),
         ([[1, 2**70]], "does not fit 64 bits"),
         (np.array(["2020-01-01"], dtype="datetime64[s]"), "not|holds"),
+        (torch.tensor([1, 3]).to_sparse(), "has layout torch.sparse_coo: give a dense tensor"),
+        ([torch.tensor([1, 3]).to_sparse()], "sequence 0 has layout torch.sparse_coo"),
+        (torch.tensor([1, 3], device="meta"), "is on the meta device: give a dense tensor"),
+        (np.ma.masked_array([1, 7, 0], mask=[0, 0, 1]), "masked array: .* attention_mask"),
     ],
 )
 def test_what_is_no_prompt_is_one_clear_error(

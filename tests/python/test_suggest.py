@@ -124,6 +124,8 @@ def test_what_is_advised_is_there(demo_model: tabes.Model) -> None:
         ("", "give a COMMAND"),
         ("generate --temprature 0.5", "did you mean --temperature? (see tabes generate --help)"),
         ("generate moses --temprature=0.5", "no option --temprature: did you mean --temperature?"),
+        ("generate moses -prompt C", "no option -prompt: did you mean --prompt? (see tabes gen"),
+        ("generate moses -steps=3", "there is no option -steps: did you mean --steps?"),
         ("generate --do-sample", "tokens are drawn where --temperature is above 0"),
         ("generate --do_sample", "tokens are drawn where --temperature is above 0"),
         ("generate --num-return-sequences 4", "--samples N decodes every prompt N times"),

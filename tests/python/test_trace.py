@@ -596,3 +596,23 @@ def test_the_canvas_marks_what_the_gradient_chose(demo_model: tabes.Model) -> No
     with canvas:
         tabes.generate(demo_model, tokens, steps=6, policy="margin", callback=watch)
     assert all(marked == 0 and not legend for _, marked, legend in shown)
+
+
+@pytest.mark.case("N15")
+def test_what_is_no_path_no_output_and_no_model(demo_model: tabes.Model, tmp_path: Path) -> None:
+    out: Any = tabes.generate(demo_model, "C[MASK]", steps=1)
+    model: Any = demo_model
+    decode, file = tabes.trace.decodes(out, model)[0], tmp_path / "f.json"
+    for wrong in (None, 3, b"f.svg"):
+        path: Any = wrong
+        with pytest.raises(tabes.InputError, match="give a path"):
+            tabes.trace.save(path, out, model)
+        with pytest.raises(tabes.InputError, match="give a path"):
+            tabes.trace.read(path)
+        with pytest.raises(tabes.InputError, match="give a path"):
+            tabes.trace.draw(decode, path)
+    with pytest.raises(tabes.InputError, match="output is a Model: pass what"):
+        tabes.trace.save(file, model, out)
+    with pytest.raises(tabes.InputError, match="model is a GenerateOutput: pass the one"):
+        tabes.trace.decodes(out, out)
+    assert not file.exists()

@@ -156,6 +156,10 @@ class Builder final : public JsonEvents {
 
 void parse_json(std::string_view text, const std::string& file, JsonEvents& events,
                 const JsonLimits& limits) {
+  const size_t first = text.find_first_not_of(" \t\r\n");
+  if (first != text.npos && text[first] == '<') {
+    fail(file, "is a web page or XML, not JSON: the download has probably failed");
+  }
   scan(text, file, limits);
   Adapter adapter(file, events, limits);
   if (!nlohmann::json::sax_parse(text.begin(), text.end(), &adapter)) fail(file, "invalid JSON");

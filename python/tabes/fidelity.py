@@ -142,11 +142,14 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     return float(np.corrcoef(x, y)[0, 1])
 
 
-def _generator(seed: int, number: int) -> torch.Generator:
-    """Draws for the text of this number. Raises InputError for a seed that `generate` refuses."""
+def _shuffled(count: int, seed: int, number: int) -> torch.Tensor:
+    """0 to `count` - 1 in the order drawn for the text of this number.
+
+    Raises InputError for a seed that `generate` refuses."""
     mixed = seed_of_draws(seed) * 1_000_003 + number
     # torch's generator looks at 32 bits alone.
-    return torch.Generator().manual_seed((mixed ^ mixed >> 32 ^ mixed >> 64) % 2**32)
+    generator = torch.Generator("cpu").manual_seed((mixed ^ mixed >> 32 ^ mixed >> 64) % 2**32)
+    return torch.randperm(count, generator=generator, device="cpu")
 
 
 def mask_at_random(
@@ -155,8 +158,7 @@ def mask_at_random(
     """Copies with a share `rate` of the positions between `after` and the last masked."""
     masked = []
     for i, tokens in enumerate(sequences):
-        generator = _generator(seed, i)
-        places = after + torch.randperm(max(0, len(tokens) - 1 - after), generator=generator)
+        places = after + _shuffled(max(0, len(tokens) - 1 - after), seed, i)
         copy = tokens.clone()
         copy[places[: round(rate * len(places))]] = model.info.mask_token_id
         masked.append(copy)
@@ -197,9 +199,8 @@ def fidelity(
     nats = [[0.0, 0.0] for _ in settings]  # predicted, true
     rows = [0] * len(settings)
     for i, tokens in enumerate(usable):
-        generator = _generator(seed, i)
         masked = (tokens == mask).nonzero()[:, 0]
-        order = masked[torch.randperm(len(masked), generator=generator)].tolist()
+        order = masked[_shuffled(len(masked), seed, i)].tolist()
         candidates = [order[:n_candidates]]
         probes = {"other": [order[n_candidates:]], "candidates": candidates}
         true = {kind: _true_falls(model, tokens, order, kind, n_candidates) for kind in kinds}

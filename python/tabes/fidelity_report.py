@@ -88,7 +88,7 @@ def _texts(model: Model, arguments: argparse.Namespace) -> list[torch.Tensor]:
             break
         if not line:
             continue
-        tokens = torch.tensor(model.tokenizer.encode(line))
+        tokens = torch.tensor(model.tokenizer.encode(line), device="cpu")
         if not bool((tokens == model.info.mask_token_id).any()):
             after = 1
             if arguments.mask_after:

@@ -76,9 +76,9 @@ class GenerateOutput(Generic[Texts]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         tokens = state["tokens"]
         if isinstance(tokens, tuple):
-            tokens = [torch.tensor(row, dtype=torch.int64) for row in tokens]
+            tokens = [torch.tensor(row, dtype=torch.int64, device="cpu") for row in tokens]
         else:
-            tokens = torch.tensor(tokens, dtype=torch.int64)
+            tokens = torch.tensor(tokens, dtype=torch.int64, device="cpu")
         vars(self).update({**state, "tokens": tokens})
 
     def to_dict(self) -> dict[str, Any]:

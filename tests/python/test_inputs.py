@@ -18,6 +18,8 @@ import pytest
 import tabes
 import torch
 from tabes import CheckpointError, InputError, PaddingWarning
+from tabes.evaluation.likelihood import Target, log_likelihood
+from tabes.fidelity import Setting, fidelity, mask_at_random
 from tabes.inputs import prepare
 from test_text import byte_level, load
 from transformers import BatchEncoding, PreTrainedTokenizerFast
@@ -361,7 +363,12 @@ def test_pytorch_may_be_set_to_anything(
         scores = tabes.influence(demo_model, [[1, 7, 3, 3]], [[2]], [[3]])
         logits = demo_model.logits([1, 7, 3])
         assert isinstance(logits, torch.Tensor)
-        return [*results, [t.tolist() for t in scores.tis], logits.dtype, logits.tolist()]
+        results += [[t.tolist() for t in scores.tis], logits.dtype, logits.tolist()]
+        canvas = mask_at_random(demo_model, [torch.tensor([1] + [7] * 14, device="cpu")], 0.9, 5)
+        found = fidelity(demo_model, canvas, [Setting()], n_candidates=2)
+        target = Target([1, 7, 8, 9, 2], 2, 4)
+        likely = log_likelihood(demo_model, target, 2, 2, 0)[0]
+        return [*results, canvas[0].tolist(), found[0].correlations, likely]
 
     ids = torch.tensor([1, 7, 7])
     wanted = run(ids)

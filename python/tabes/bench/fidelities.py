@@ -41,7 +41,7 @@ def half_way(model: Model, examples: Sequence[Example], number: int) -> list[tor
         fill = min(len(masks) // 2, len(masks) - _FEWEST_MASKS)
         for i in random.Random(at).sample(masks, fill):
             canvas[i] = truth[i]
-        found.append(torch.tensor(canvas))
+        found.append(torch.tensor(canvas, device="cpu"))
     return found
 
 

@@ -39,7 +39,7 @@ def log_likelihood(
     """
     patterns = list(_patterns(target, mc_num, seed).items())
     length = target.end - target.start
-    truth = torch.tensor(target.tokens)
+    truth = torch.tensor(target.tokens, device="cpu")
     total, cost = 0.0, Cost()
     for first in range(0, len(patterns), batch_size):
         batch = patterns[first : first + batch_size]
@@ -51,7 +51,7 @@ def log_likelihood(
         logits = model.core.logits(sequences)
         cost.add(Cost(len(logits), 0, len(logits), len(logits), 0.0))
         for i, (masked, times) in enumerate(batch):
-            rows = torch.tensor(masked) + i * len(truth)
+            rows = torch.tensor(masked, device="cpu") + i * len(truth)
             chosen = torch.log_softmax(logits[rows.to(logits.device)].double(), -1).cpu()
             summed = float(chosen.gather(1, truth[list(masked)][:, None]).sum())
             total += times * summed * length / len(masked)
@@ -75,7 +75,7 @@ def _patterns(target: Target, mc_num: int, seed: int) -> Counter[tuple[int, ...]
 
 def is_greedy(model: Model, target: Target) -> tuple[bool, Cost]:
     """Whether filling the masked continuation by confidence, a token a step, gives it back."""
-    tokens = torch.tensor(target.tokens)
+    tokens = torch.tensor(target.tokens, device="cpu")
     canvas = tokens.clone()
     canvas[target.start : target.end] = model.info.mask_token_id
     output = generate(model, canvas, steps=target.end - target.start)

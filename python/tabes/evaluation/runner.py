@@ -304,7 +304,8 @@ def fingerprint(model: Model) -> str:
                 file.seek(start)
                 digest.update(file.read(_SAMPLE))
     if model.path is None:
-        tokens = torch.arange(min(8, model.info.vocab_size, model.info.max_length))
+        most = min(8, model.info.vocab_size, model.info.max_length)
+        tokens = torch.arange(most, device="cpu")
         logits = model.core.logits([tokens])
         digest.update(logits.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -42,10 +42,13 @@ bool is_several(const py::handle& value) {
   return py::hasattr(value, "__iter__");
 }
 
+// Text in UTF-8; lone surrogates, which it cannot hold, are written out.
+std::string utf8(const py::handle& text) {
+  return text.attr("encode")("utf-8", "backslashreplace").cast<std::string>();
+}
+
 SettingValue setting(const py::handle& value) {
-  if (py::isinstance<py::str>(value)) {
-    return value.attr("encode")("utf-8", "backslashreplace").cast<std::string>();
-  }
+  if (py::isinstance<py::str>(value)) return utf8(value);
   if (!is_several(value)) {
     if (const auto one = number(value)) return *one;
     return shown(value);
@@ -65,7 +68,7 @@ SettingValue setting(const py::handle& value) {
 PolicySettings policy_settings(const py::dict& given) {
   PolicySettings settings;
   for (const auto& [name, value] : given) {
-    settings.emplace_back(py::str(name).cast<std::string>(), setting(value));
+    settings.emplace_back(utf8(py::str(name)), setting(value));
   }
   return settings;
 }

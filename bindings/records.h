@@ -68,6 +68,7 @@ void def_pickle(Class& cls, Values Record::*... members) {
         (unpack(state[i++], record.*members), ...);
         return record;
       }));
+  def_protocol(cls);
 }
 
 // A read-only attribute with its help; of a cost its three numbers.

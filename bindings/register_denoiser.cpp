@@ -126,8 +126,9 @@ void register_denoiser(py::module_& m) {
              &ModelInfo::pad_token_id, &ModelInfo::special_token_ids, &ModelInfo::logit_shift,
              &ModelInfo::device, &ModelInfo::dtype);
 
-  py::class_<Denoiser, std::shared_ptr<Denoiser>>(m, "Denoiser", "A frozen model.")
-      .def_property_readonly("info", &Denoiser::info)
+  py::class_<Denoiser, std::shared_ptr<Denoiser>> denoiser(m, "Denoiser", "A frozen model.");
+  def_protocol(denoiser);
+  denoiser.def_property_readonly("info", &Denoiser::info)
       .def("embedding_table", &Denoiser::embedding_table)
       .def(
           "logits",
@@ -159,8 +160,9 @@ void register_denoiser(py::module_& m) {
       "The folder in `directory` that holds a checkpoint: itself, or a snapshot of the hub's "
       "cache.");
 
-  py::class_<AddedToken>(m, "AddedToken", "A token that was added to a vocabulary.")
-      .def_readonly("id", &AddedToken::id)
+  py::class_<AddedToken> added(m, "AddedToken", "A token that was added to a vocabulary.");
+  def_protocol(added);
+  added.def_readonly("id", &AddedToken::id)
       .def_readonly("content", &AddedToken::content)
       .def_readonly("special", &AddedToken::special)
       .def_readonly("lstrip", &AddedToken::lstrip)
@@ -168,9 +170,10 @@ void register_denoiser(py::module_& m) {
       .def_readonly("single_word", &AddedToken::single_word)
       .def_readonly("normalized", &AddedToken::normalized);
 
-  py::class_<TokenizerSettings>(m, "TokenizerSettings",
-                                "What a tokenizer's files say beside its vocabulary.")
-      .def_readonly("named_tokens", &TokenizerSettings::named_tokens)
+  py::class_<TokenizerSettings> settings(m, "TokenizerSettings",
+                                         "What a tokenizer's files say beside its vocabulary.");
+  def_protocol(settings);
+  settings.def_readonly("named_tokens", &TokenizerSettings::named_tokens)
       .def_readonly("additional_special_tokens", &TokenizerSettings::additional_special_tokens)
       .def_readonly("added_tokens", &TokenizerSettings::added_tokens)
       .def_readonly("do_lower_case", &TokenizerSettings::do_lower_case)

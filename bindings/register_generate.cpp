@@ -80,6 +80,7 @@ void register_generate(py::module_& m) {
   });
 
   py::class_<GenerateResult> result(m, "GenerateResult");
+  def_protocol(result);
   def_field(result, Field{"cost", &GenerateResult::cost,
                           "Token rows through the model, all passes counted."});
   result.def_readonly("tokens", &GenerateResult::tokens)
@@ -89,8 +90,9 @@ void register_generate(py::module_& m) {
       .def_readonly("replayed_passes", &GenerateResult::replayed_passes)
       .def_readonly("seconds", &GenerateResult::seconds);
 
-  py::class_<GenerateOptions>(m, "GenerateOptions", "See the C++ header generate.h.")
-      .def(py::init<>())
+  py::class_<GenerateOptions> options(m, "GenerateOptions", "See the C++ header generate.h.");
+  def_protocol(options);
+  options.def(py::init<>())
       .def_readwrite("steps", &GenerateOptions::steps)
       .def_readwrite("block_length", &GenerateOptions::block_length)
       .def_readwrite("refresh_every", &GenerateOptions::refresh_every)

@@ -78,6 +78,7 @@ void register_context(py::module_& m) {
       "What a policy sees of one step; valid during decide() and score() only.\n\n"
       "Dimensions: B sequences that are still being decoded, R their tokens one after another (a "
       "row is\na number below R), n rows that may be revealed.");
+  def_protocol(view);
   // One attribute of the C++ struct.
   const auto read = [&](const char* name, auto get, const char* help) {
     view.def_property_readonly(name, [get](const ContextView& c) { return get(c.get()); }, help);

@@ -40,7 +40,9 @@ def number(value: Any, name: str) -> float:
         if isinstance(value, (bool, str)):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # of arrays and tensors as well
+    except OverflowError:  # Python refuses to write out integers of thousands of digits
+        raise InputError(f"{name}: it must be a number that fits a double") from None
+    except (TypeError, ValueError, RuntimeError):  # of arrays and tensors as well
         raise InputError(f"{name}={value!r}: it must be a number") from None
 
 
@@ -53,7 +55,19 @@ def flag(value: Any, name: str) -> bool:
 def word(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{name}={value!r}: it must be a string")
+    if not encodable(value):
+        raise InputError(f"{name}={value!a}: it holds a lone surrogate, which is no text")
     return value
+
+
+def encodable(text: str) -> bool:
+    """Whether `text` is without lone surrogates, which UTF-8 cannot hold."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def shown(path: object) -> str:
+    """A path or another text for a message: what cannot be printed as it is is written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
 
 
 def listed(values: Any, name: str, of: str) -> list[Any]:

@@ -18,6 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from tabes.arguments import shown
 from tabes.errors import CheckpointError, InputError
 from tabes.pickled import check_kind, read_tensors
 
@@ -70,11 +71,11 @@ def convert(
         raise InputError(f"progress={progress!r}: it must be callable")
     source, target = Path(src).expanduser(), Path(dst).expanduser()
     if os.path.isfile(source):  # pathlib raises where a name is too long
-        raise CheckpointError(f"{source} is a file: give its folder, {source.parent}")
+        raise CheckpointError(f"{shown(source)} is a file: give its folder, {shown(source.parent)}")
     if not os.path.isdir(source):
-        raise CheckpointError(f"{source}: no such folder")
+        raise CheckpointError(f"{shown(source)}: no such folder")
     if os.path.lexists(target) and not _is_empty_folder(target):
-        raise InputError(f"{target} exists and is not an empty folder: choose another one")
+        raise InputError(f"{shown(target)} exists and is not an empty folder: choose another one")
     shards = _shards(source)
     config = _read_config(source)
 

@@ -85,6 +85,9 @@ def prepare(
     if isinstance(value, list) and value and all(_is_encoding(v) for v in value):
         value, attention_mask = encoded_rows(value, attention_mask)
     if attention_mask is not None:
+        first = value[0] if isinstance(value, list) and value else value
+        if isinstance(first, (str, Mapping)) or _is_chat(first):
+            raise InputError("attention_mask is for token ids: a text has no padding")
         rows, single = rows_of(value)
         return _from_rows(model, unpadded(rows, single, attention_mask), single, gen_length)
     if isinstance(value, str):

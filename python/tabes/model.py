@@ -13,7 +13,7 @@ import torch
 
 from tabes import _core
 from tabes._core import CheckpointError, InputError, ModelInfo
-from tabes.arguments import flag, integers, listed, optional_integer, word
+from tabes.arguments import flag, integers, listed, optional_integer, shown, word
 from tabes.bundled import demo_checkpoint, names
 from tabes.inputs import prepare
 from tabes.text import Tokenizer
@@ -152,15 +152,15 @@ def load(
         raise InputError(f"progress={progress!r}: it must be callable")
     # Absolute, since the working directory may be another one when the path is used again.
     directory = Path(path).expanduser().absolute()
-    if not directory.exists() and os.fspath(path) in names():
+    if not os.path.exists(directory) and os.fspath(path) in names():
         directory = demo_checkpoint(os.fspath(path))
-    if not directory.is_dir():
-        raise CheckpointError(_missing(directory, os.fspath(path)))
+    if not os.path.isdir(directory):
+        raise CheckpointError(_missing(directory, shown(os.fspath(path))))
     directory = Path(os.fsdecode(_core.checkpoint_folder(os.fsencode(directory))))
     with _LoadBar() as bar:
         core = _core.load(
             os.fsencode(directory),
-            str(device),
+            shown(device),
             _dtype_name(dtype),
             mask_token_id=mask_token_id,
             eos_token_ids=None
@@ -171,19 +171,19 @@ def load(
             progress=progress or bar,
             notice=_log.info,
         )
-    return Model(core, directory, tokenizer=_tokenizer(directory, core.info.mask_token_id))
+    return Model(core, directory, tokenizer=_tokenizer(directory, core.info))
 
 
-def _tokenizer(directory: Path, mask_token_id: int) -> Tokenizer | CheckpointError | None:
+def _tokenizer(directory: Path, info: ModelInfo) -> Tokenizer | CheckpointError | None:
     """What is to be found now: the folder may be gone or another one at first use."""
     try:
-        return load_tokenizer(directory, mask_token_id)
+        return load_tokenizer(directory, info.mask_token_id, info.vocab_size)
     except CheckpointError as error:
         return error  # of no concern to those who pass token ids
 
 
 def _missing(directory: Path, given: str) -> str:
-    if directory.exists():
+    if os.path.exists(directory):
         return f"{given} is a file: give the folder that holds config.json"
     message = f"{given}: no such folder"
     parts = given.split("/")
@@ -201,7 +201,7 @@ def _dtype_name(dtype: str | torch.dtype) -> str:
     name = str(dtype).removeprefix("torch.").lower()
     if name not in _DTYPES:
         raise InputError(
-            f"dtype {name!r} is not supported: use float32, bfloat16, float16 or float64"
+            f"dtype {name[:40]!a} is not supported: use float32, bfloat16, float16 or float64"
         )
     return _DTYPES[name]
 

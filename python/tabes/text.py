@@ -24,6 +24,7 @@ from tabes.chat import (
     render,
 )
 from tabes.foreign import Foreign, guarded, is_tokenizer
+from tabes.spelling import spelled
 
 # LLaDA's own name goes first: its vocabulary may have [MASK] as a word.
 _MASK_NAMES = ("<|mdm_mask|>", "<|mask|>", "<|MASK|>", MASK_LITERAL, "<mask>")
@@ -108,7 +109,7 @@ class Tokenizer:
         fast = given if isinstance(given, Backend) else getattr(given, "backend_tokenizer", None)
         backend: Backend | Foreign
         if isinstance(fast, Backend):
-            backend = Backend.from_str(fast.to_str())  # a copy: ours changes its settings
+            backend = fast
         elif is_tokenizer(given):
             backend = Foreign(given)
         else:
@@ -126,6 +127,9 @@ class Tokenizer:
                 extra += map(str, value)
             else:
                 named[key] = str(value)
+        if isinstance(backend, Backend):
+            backend = Backend.from_str(backend.to_str())  # a copy: ours changes its settings
+            backend = spelled(backend, [*named.values(), *extra])
         return cls(
             backend,
             mask_token_id=mask_token_id,

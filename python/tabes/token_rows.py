@@ -17,6 +17,7 @@ from tabes.errors import InputError, PaddingWarning
 if TYPE_CHECKING:
     from tabes.model import Model
 
+_NO_IDS = (torch.bool, torch.qint8, torch.quint8, torch.qint32)
 _MOST = 1 << 22  # an iterator that goes on for longer is taken to have no end
 # What may stand beside token ids and changes what the model would be asked.
 _CHANGES_MEANING = ("position_ids", "inputs_embeds")
@@ -77,13 +78,22 @@ def encoded(given: Mapping[str, Any], attention_mask: Any) -> tuple[Any, Any]:
 
 def encoded_rows(given: list[Mapping[str, Any]], attention_mask: Any) -> tuple[Any, Any]:
     """The same of a list of them, one a sequence."""
-    pairs = [encoded(one, None) for one in given]
+    pairs = [tuple(map(_one_row, encoded(one, None))) for one in given]
     masks = [mask for _, mask in pairs]
     if all(mask is None for mask in masks):
         return [ids for ids, _ in pairs], attention_mask
     if attention_mask is not None or any(mask is None for mask in masks):
         raise InputError("attention_mask: give one with every sequence, or one as an argument")
     return [ids for ids, _ in pairs], masks
+
+
+def _one_row(values: Any) -> Any:
+    """Of [[1, 2, 3]], which a tokenizer asked for tensors returns of a single text, the row."""
+    if values is None:
+        return None
+    values = listed(values)
+    one = len(values) == 1 and _is_collection(values[0])
+    return values[0] if one else values
 
 
 def _any_set(values: Any) -> bool:
@@ -119,6 +129,11 @@ def unpadded(rows: list[torch.Tensor], single: bool, attention_mask: Any) -> lis
     """
     given = _whole(listed(attention_mask))
     masks, alone = rows_of(given, "attention_mask")
+    if alone != single and len(rows) == len(masks) == 1:
+        shapes = ["[B, L]", "[L]"] if alone else ["[L]", "[B, L]"]
+        raise InputError(
+            f"attention_mask is {shapes[1]} and the token ids are {shapes[0]}: they must agree"
+        )
     if alone != single or [len(m) for m in masks] != [len(r) for r in rows]:
         raise InputError(
             f"attention_mask has rows of {[len(m) for m in masks][:8]} and the token ids of "
@@ -220,12 +235,14 @@ def _tensor(value: Any, what: str) -> torch.Tensor:
             value = torch.as_tensor(value, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{what} does not hold token ids: {error}") from error
-    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+    if value.dtype in _NO_IDS or value.is_floating_point() or value.is_complex():
         raise InputError(f"{what} has dtype {value.dtype}: token ids are integers")
     if value.layout not in (torch.strided, torch.jagged) or value.is_meta:
         how = "is on the meta device" if value.is_meta else f"has layout {value.layout}"
         raise InputError(f"{what} {how}: give a dense tensor of token ids")
     result: torch.Tensor = value.detach().to(device="cpu", dtype=torch.int64).contiguous()
+    if value.dtype == torch.uint64 and bool((result < 0).any()):
+        raise InputError(f"{what} holds a token id of 2^63 or more")
     return result
 
 

@@ -10,40 +10,45 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from tabes import _core
 from tabes._core import CheckpointError, TokenizerSettings, names_special_token
 from tabes.foreign import guarded
+from tabes.spelling import spelled, split_words, token_pattern
 from tabes.text import Tokenizer
 
 _FILES = ("tokenizer.json", "vocab.txt")  # in the order of their authority
 _START_NAMES = ("[CLS]", "<cls>", "[BOS]", "<bos>", "<s>")
 _END_NAMES = ("[SEP]", "<eos>", "[EOS]", "</s>")
-# One token of a SMILES string: a bracketed atom, a two-letter element, the reaction arrow, a ring
-# closure of two or three digits, or else a single character.
-_SMILES = r"\[[^\]]+\]|Br|Cl|>>|%\([0-9]{3}\)|%[0-9]{2}|."
-_LETTER = "."
-# Classes of transformers that put the settings of BERT's normalizer in the place of the file's.
+# Classes of transformers that put BERT's normalizer, as the config sets it, in the file's place.
 _BERT_CLASSES = {
     f"{name}Tokenizer"
     for name in ("Bert", "DistilBert", "Electra", "MobileBert", "SqueezeBert", "ConvBert")
 }
 # A cased vocabulary has capitals by the thousand; a few are symbols or added by hand.
 _CASED_SHARE = 0.01
+_BRACKETED = re.compile(r"\[.+\]|<.+>")
+# The order in which transformers numbers those that the vocabulary lacks.
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
 
-def load_tokenizer(directory: Path, mask_token_id: int | None = None) -> Tokenizer | None:
+def load_tokenizer(
+    directory: Path, mask_token_id: int | None = None, size: int | None = None
+) -> Tokenizer | None:
     """The tokenizer of a checkpoint folder, None if it has none.
 
     Args:
         directory: the folder.
         mask_token_id: the model's mask token; without it, the one the tokenizer declares.
+        size: the number of tokens that the model knows, if that is known.
 
     Raises CheckpointError for files that are there but cannot be used.
     """
@@ -53,7 +58,7 @@ def load_tokenizer(directory: Path, mask_token_id: int | None = None) -> Tokeniz
         return None
     template = _chat_template(directory, settings)
     try:
-        tokenizer: Tokenizer = guarded(_build, path, settings, mask_token_id, template)
+        tokenizer: Tokenizer = guarded(_build, path, settings, mask_token_id, template, size)
         return tokenizer
     except CheckpointError:
         raise
@@ -64,15 +69,22 @@ def load_tokenizer(directory: Path, mask_token_id: int | None = None) -> Tokeniz
 
 
 def _build(
-    path: Path, settings: TokenizerSettings, mask_token_id: int | None, template: str | None
+    path: Path,
+    settings: TokenizerSettings,
+    mask_token_id: int | None,
+    template: str | None,
+    size: int | None,
 ) -> Tokenizer:
     if path.name == _FILES[0]:
         backend = Backend.from_str(_read_text(path))
         _patch_normalizer(backend, settings)
+        backend = spelled(backend, list(settings.named_tokens.values()))
     else:
         backend = _from_vocabulary(path, settings)
+    backend = _with_added_tokens(backend, path, settings)
+    _add_missing(backend, settings, size)
     return Tokenizer(
-        _with_added_tokens(backend, path, settings),
+        backend,
         mask_token_id=mask_token_id,
         named_tokens=settings.named_tokens,
         special_tokens=settings.additional_special_tokens,
@@ -82,7 +94,7 @@ def _build(
 
 def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # without a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if text.startswith("version https://git-lfs"):
@@ -114,14 +126,17 @@ def _is_bert(settings: TokenizerSettings) -> bool:
 def _patch_normalizer(backend: Backend, settings: TokenizerSettings) -> None:
     """Puts the config's casing and accents in the place of those of tokenizer.json.
 
-    As transformers does for BERT's classes, which take what the config leaves out for their
-    defaults. A config that names no class and none of these settings leaves the file as it is.
+    As transformers does for BERT's classes, whatever normalizer the file has; what the config
+    leaves out is their default. A config that names no class and none of these settings leaves the
+    file as it is.
     """
     options = _bert_options(settings)
-    if not isinstance(backend.normalizer, normalizers.BertNormalizer):
+    of_bert = isinstance(backend.normalizer, normalizers.BertNormalizer)
+    if _is_bert(settings) and isinstance(backend.model, models.WordPiece):
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    elif not (of_bert and (_is_bert(settings) or (options and not settings.tokenizer_class))):
         return
-    if _is_bert(settings) or (options and not settings.tokenizer_class):
-        backend.normalizer = normalizers.BertNormalizer(**{"lowercase": True, **options})
+    backend.normalizer = normalizers.BertNormalizer(**{"lowercase": True, **options})
 
 
 def _from_vocabulary(path: Path, settings: TokenizerSettings) -> Backend:
@@ -140,18 +155,17 @@ def _from_vocabulary(path: Path, settings: TokenizerSettings) -> Backend:
         raise CheckpointError(f"{path} has neither [UNK] nor <unk>, so it cannot encode free text")
 
     backend: Backend
-    pattern, blanks = _token_pattern(plain), any(token.isspace() for token in plain)
-    if any(token.startswith("##") for token in plain) or (pattern is None and _is_bert(settings)):
-        options = {"lowercase": not _is_cased(plain), **_bert_options(settings)}
+    whole = token_pattern(plain) is None and _is_bert(settings)
+    if whole or any(token.startswith("##") for token in plain):
+        added = (token.content for token in settings.added_tokens)
+        options = {"lowercase": not _is_cased(plain, added), **_bert_options(settings)}
         backend = Backend(models.WordPiece(vocab=vocabulary, unk_token=unknown))
         backend.normalizer = normalizers.BertNormalizer(**options)
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.decoder = decoders.WordPiece(prefix="##")
     else:
         backend = Backend(models.WordLevel(vocab=vocabulary, unk_token=unknown))
-        if settings.do_lower_case and not any(token != token.lower() for token in plain):
-            backend.normalizer = normalizers.Lowercase()
-        _split_words(backend, pattern, blanks)
+        split_words(backend, plain, bool(settings.do_lower_case))
     # Their names in a text are then the tokens themselves; the ids stay those of the file.
     backend.add_special_tokens(special)
     start = _first((names.get("cls_token"), names.get("bos_token"), *_START_NAMES), vocabulary)
@@ -169,36 +183,19 @@ def _first(names: Sequence[str | None], vocabulary: Mapping[str, int]) -> str | 
     return next((name for name in names if name is not None and name in vocabulary), None)
 
 
-def _is_cased(plain: Sequence[str]) -> bool:
-    """Whether a vocabulary has capitals, of which lower-casing would leave nothing."""
-    # Some capitals (U+211D) have no small letter: they are in uncased vocabularies as well.
-    capitals = sum(any(c.isupper() and c.lower() != c for c in token) for token in plain)
+def _is_cased(plain: Sequence[str], added: Iterable[str]) -> bool:
+    """Whether a vocabulary has capitals, of which lower-casing would leave nothing.
+
+    Names in brackets ([ENT]) and tokens that were added say nothing, nor do symbols: U+211D has no
+    small letter, and U+2167, a numeral, is none.
+    """
+    words = set(plain) - set(added)
+    capitals = sum(
+        any(unicodedata.category(c) == "Lu" and c.lower() != c for c in word)
+        for word in words
+        if not _BRACKETED.fullmatch(word)
+    )
     return capitals > _CASED_SHARE * len(plain)
-
-
-def _token_pattern(plain: Sequence[str]) -> str | None:
-    """The pattern of one token of a word-level vocabulary, None if words are split at spaces."""
-    if {"C", "c", "(", ")", "="} <= set(plain):
-        return _SMILES
-    return _LETTER if all(len(token) == 1 for token in plain) else None
-
-
-def _split_words(backend: Backend, pattern: str | None, blanks: bool) -> None:
-    """Splits at spaces or into tokens of a pattern; `blanks`: a blank is a token itself."""
-    if pattern is None:
-        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        return
-    tokens = pre_tokenizers.Split(Regex(pattern), "isolated")
-    if pattern == _LETTER and not blanks:  # residues may be written with blanks, and in lines
-        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), tokens])
-    else:
-        backend.pre_tokenizer = tokens
-    if not blanks:
-        strip = normalizers.Strip()
-        backend.normalizer = (
-            normalizers.Sequence([strip, backend.normalizer]) if backend.normalizer else strip
-        )
-    backend.decoder = decoders.Fuse()
 
 
 def _with_added_tokens(backend: Backend, path: Path, settings: TokenizerSettings) -> Backend:
@@ -236,6 +233,26 @@ def _with_added_tokens(backend: Backend, path: Path, settings: TokenizerSettings
         )
         (backend.add_special_tokens if token.special else backend.add_tokens)([added])
     return backend
+
+
+def _add_missing(backend: Backend, settings: TokenizerSettings, size: int | None) -> None:
+    """Numbers the tokens that the files name and give no id, behind all others, as transformers.
+
+    The mask is the model's to know. So are the tokens: what it has no row for stays text.
+    """
+    named = settings.named_tokens
+    names = [*(named.get(role) for role in _NAMED), *named.values()]
+    missing = [
+        name
+        for name in dict.fromkeys([*names, *settings.additional_special_tokens])
+        if name and name != named.get("mask_token") and backend.token_to_id(name) is None
+    ]
+    if not missing:
+        return
+    following = max([*backend.get_vocab(with_added_tokens=True).values(), -1]) + 1
+    following = max(following, backend.get_vocab_size())
+    room = len(missing) if size is None else max(0, size - following)
+    backend.add_special_tokens(missing[:room])
 
 
 def _with_words(backend: Backend, path: Path, words: Mapping[str, int]) -> Backend:

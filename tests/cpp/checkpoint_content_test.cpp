@@ -181,7 +181,9 @@ TEST(CheckpointContent, APrefixOfAllNamesIsPassedOver) {
       model.config = plain.config;
       model.write(folder);
       expect_rejected([&] { load(folder.path()); }, folder.path("model.safetensors"),
-                      "there is \"" + model.weights[0].name + "\", but not all names start alike");
+                      "there is \"" + model.weights[0].name + "\", but not all names start alike: \"other.weight\" does not");
+      expect_rejected([&] { load(folder.path()); }, folder.path("model.safetensors"),
+                      "leave it out: ignore=[\"other.weight\"]");
       EXPECT_TRUE(at::equal(load(folder.path(), ignore({"other.*"}))->embedding_table(), table));
     }
   }
@@ -285,6 +287,7 @@ TEST(CheckpointContent, TheRootOfAHubRepositoryIsResolved) {
   root.write("refs/main", "def\n");
   EXPECT_EQ(checkpoint_folder(root.path()), root.path("snapshots/def"));
   EXPECT_EQ(checkpoint_folder(root.path("snapshots/abc")), root.path("snapshots/abc"));
+  EXPECT_EQ(checkpoint_folder(root.path("snapshots/")), root.path("snapshots/def"));
   for (const char* bad : {"../../etc", "..", "", "a\x1b[m"}) {
     root.write("refs/main", bad);
     expect_rejected([&] { load(root.path()); }, root.path("refs/main"), "names no snapshot");

@@ -345,6 +345,24 @@ def test_errors_quote_any_bytes(tmp_path: Path) -> None:
         tabes.load(folder)
 
 
+@pytest.mark.case("R14")
+@pytest.mark.parametrize("text", ["\udcff", "a\udc80b", "\x1b[31m", "x" * 3000, "a\0b"])
+def test_errors_quote_any_name(tmp_path: Path, text: str) -> None:
+    def said(error: type[tabes.Error], call: Callable[..., Any], *given: Any, **named: Any) -> None:
+        with pytest.raises(error) as caught:
+            call(*given, **named)
+        assert str(caught.value).replace("\n", "").isprintable()
+
+    said(tabes.CheckpointError, tabes.load, text)
+    said(tabes.CheckpointError, tabes.load, tmp_path / text)
+    said(tabes.CheckpointError, tabes.convert, tmp_path / text, tmp_path / "to")
+    said(tabes.InputError, tabes.load, "moses", dtype=text)
+    said(tabes.Error, tabes.load, "moses", device=text)
+    said(tabes.InputError, tabes.load, "moses", ignore=[text])
+    said(tabes.InputError, tabes.make_policy, "boe", **{text: 1})
+    said(tabes.InputError, tabes.make_policy, "boe", rule=text)
+
+
 @pytest.mark.case("U5")
 def test_a_hub_repository(tmp_path: Path) -> None:
     root = tmp_path / "models--org--name"
@@ -359,6 +377,7 @@ def test_a_hub_repository(tmp_path: Path) -> None:
     (root / "refs" / "main").write_text("abc")
     model = tabes.load(root)
     assert model.path == snapshot
+    assert tabes.load(root / "snapshots").path == snapshot
     assert model.tokenizer is not None
     assert model.info.special_token_ids == [0, 1, 2, 3]
     (root / "refs" / "main").write_text("gone")

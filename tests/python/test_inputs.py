@@ -188,6 +188,10 @@ def test_one_sequence_and_lists_of_encodings(demo_model: tabes.Model) -> None:
     rows = [{"input_ids": row, "attention_mask": mask}, {"input_ids": [1], "attention_mask": [1]}]
     assert shown(prepare(demo_model, rows)) == [[1, 7, 3], [1]]
     assert shown(prepare(demo_model, [{"input_ids": [1, 7]}, {"input_ids": [3]}])) == [[1, 7], [3]]
+    one = torch.tensor([row])  # as a tokenizer that is asked for tensors returns a single text
+    alone = [{"input_ids": one, "attention_mask": torch.tensor([mask])}, {"input_ids": [[3, 7]]}]
+    assert shown(prepare(demo_model, alone[:1])) == [[1, 7, 3]]
+    assert shown(prepare(demo_model, alone[1:])) == [[3, 7]]
     zeros = {"input_ids": [row], "attention_mask": [mask], "token_type_ids": [[0] * 5]}
     assert shown(prepare(demo_model, BatchEncoding(zeros))) == [[1, 7, 3]]
 
@@ -231,6 +235,8 @@ def test_attention_masks_of_any_kind(demo_model: tabes.Model, mask: Any) -> None
         ([[1, 7, 3]], torch.tensor([[1, 0.5, 0]]), "integers"),
         ([[1, 7, 3]], "110", "attention_mask|integers"),
         (["C[MASK]"], [[1]], "text"),
+        ("C[MASK]", [1, 1], "a text has no padding"),
+        ([[{"role": "user", "content": "C"}]], [[1]], "a text has no padding"),
         ({"input_ids": [[1, 3]], "token_type_ids": [[0, 1]]}, None, "one segment"),
         ({"input_ids": [[1, 3]], "position_ids": [[5, 6]]}, None, "counts positions itself"),
         ({"input_ids": [[1, 3]], "attention_mask": [[1, 1]]}, [[1, 1]], "given twice"),
@@ -242,6 +248,20 @@ def test_attention_masks_that_cannot_be_used(
 ) -> None:
     with pytest.raises(InputError, match=message):
         tabes.generate(demo_model, prompts, attention_mask=mask)
+
+
+@pytest.mark.case("F07")
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.tensor(np.array([[2**63 + 1, 3]], np.uint64)), "2\\^63 or more"),
+        (np.array([[2**64 - 1, 3]], np.uint64), "2\\^63 or more"),
+    ],
+    ids=["torch", "numpy"],
+)
+def test_arrays_of_ids_beyond_63_bits(demo_model: tabes.Model, ids: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tabes.generate(demo_model, ids)
 
 
 @contextmanager

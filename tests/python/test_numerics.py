@@ -340,3 +340,13 @@ def test_a_record_says_how_many_steps_there_are_at_most(
         "klass",
     ):
         assert set(said) == {steps}
+
+
+@pytest.mark.case("F17")
+@pytest.mark.parametrize(
+    "temperature", [10**400, 10**5000, -(10**5000)], ids=["1e400", "1e5000", "-"]
+)
+def test_temperatures_beyond_a_double(temperature: int) -> None:
+    # Python writes out no integer of more than 4,300 digits.
+    with pytest.raises(tabes.InputError, match="temperature: it must be a number that fits"):
+        tabes.generate(toy(lambda logits, tokens: None), [5, MASK], temperature=temperature)

@@ -20,7 +20,7 @@ X = torch.tensor([1, *[3] * 8, 2])
 COPIES: list[Callable[[Any], Any]] = [
     copy.copy,
     copy.deepcopy,
-    *(lambda x, p=p: pickle.loads(pickle.dumps(x, p)) for p in range(2, 6)),
+    *(lambda x, p=p: pickle.loads(pickle.dumps(x, p)) for p in range(6)),
 ]
 
 
@@ -105,6 +105,16 @@ def test_other_objects_are_copied(demo_model: tabes.Model, copied: Callable[[Any
     assert seen[2].influence is None
     for thing in seen:
         assert_same(copied(thing), thing)
+
+
+@pytest.mark.case("F15")
+@pytest.mark.parametrize("protocol", range(6))
+def test_what_does_not_travel_says_so(demo_model: tabes.Model, protocol: int) -> None:
+    options = tabes._core.GenerateOptions()
+    settings = tabes._core.read_tokenizer_settings(str(tabes.demo_checkpoint()))
+    for thing in (demo_model, demo_model.core, options, settings):
+        with pytest.raises(TypeError, match=r"cannot pickle 'tabes\._core"):
+            pickle.dumps(thing, protocol)
 
 
 @pytest.mark.case("F15", "N12")

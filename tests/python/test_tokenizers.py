@@ -178,16 +178,69 @@ UNCASED = ["ℝ", "##ℤ", "№", "ⅷ"]
     [
         (UNCASED, True),
         ([*UNCASED, *(f"w{i}" for i in range(2000)), "COVID"], True),  # one among thousands
+        (["[ENT]", "[DATE]", "<URL>", "<START>"], True),
+        (["Ⅷ", "Ⓐ"], True),  # numeral and sign have small forms and are no letters
         (CAPITALS, False),
         (["Ärger", *(f"w{i}" for i in range(20))], False),
     ],
-    ids=["symbols", "one of thousands", "capitals", "few"],
+    ids=["symbols", "one of thousands", "names", "signs", "capitals", "few"],
 )
 def test_casing_is_told_from_the_vocabulary(tmp_path: Path, extra: list[str], lower: bool) -> None:
     vocabulary = [*SPECIAL, *PIECES, *extra]
     write(tmp_path, vocab_txt="\n".join(dict.fromkeys(vocabulary)))
     theirs = BertTokenizer.from_pretrained(tmp_path, do_lower_case=lower)
     same_ids(load(tmp_path), theirs, [*TEXTS, "The Capital of France is [MASK]."])
+
+
+@pytest.mark.case("F03", "F04")
+def test_an_added_token_says_nothing_of_case(tmp_path: Path) -> None:
+    vocabulary = [*SPECIAL, *PIECES, "COVID"]
+    write(tmp_path, vocab_txt="\n".join(vocabulary), added_tokens_json={"COVID": 62})
+    same_ids(load(tmp_path), BertTokenizer.from_pretrained(tmp_path), TEXTS)
+
+
+@pytest.mark.case("F04")
+@pytest.mark.parametrize("file", ["tokenizer_config_json", "special_tokens_map_json"])
+@pytest.mark.parametrize("tokenizer", ["vocab_txt", "tokenizer_json"])
+def test_tokens_that_are_named_and_have_no_id(tmp_path: Path, file: str, tokenizer: str) -> None:
+    # transformers numbers them behind all others: first the roles, whatever their order here.
+    names = {"additional_special_tokens": ["<x>", "[ENT]"], "eos_token": "<e>"}
+    names |= {"unk_token": "[UNK]", "pad_token": "[PAD]", "bos_token": "<b>"}
+    tokens = [*SPECIAL, *PIECES]
+    write(tmp_path, vocab_txt="\n".join(tokens), tokenizer_config_json={})
+    kind: Any = BertTokenizer
+    if tokenizer == "tokenizer_json":
+        saved = BertTokenizer.from_pretrained(tmp_path).backend_tokenizer.to_str()
+        write(tmp_path, tokenizer_json=saved)
+        kind = PreTrainedTokenizerFast
+    write(tmp_path, **{file: names})
+    theirs = kind.from_pretrained(tmp_path)
+    texts = [*TEXTS, "the<b>cat <e> <x>"]
+    for text in texts:
+        plain = theirs(text, add_special_tokens=False)["input_ids"]
+        assert load(tmp_path).encode_rendered(text, None).ids == plain, text
+    size = len(tokens)
+    assert load(tmp_path).encode_rendered("<b><e><x>", None).ids == [*range(size, size + 3)]
+    # What the model has no row for is text.
+    tokenizer_of_model = load_tokenizer(tmp_path, None, size + 1)
+    assert tokenizer_of_model is not None
+    ids = tokenizer_of_model.encode_rendered("<b><e>", None).ids
+    assert ids[0] == size
+    assert max(ids) == size
+    assert len(ids) > 2
+
+
+@pytest.mark.case("U5")
+@pytest.mark.parametrize("tokenizer", ["vocab_txt", "tokenizer_json"])
+def test_a_byte_order_mark(tmp_path: Path, tokenizer: str) -> None:
+    write(tmp_path, vocab_txt="\n".join([*SPECIAL, *PIECES]))
+    wanted = load(tmp_path)
+    saved = wanted.backend.to_str() if tokenizer == "tokenizer_json" else None
+    content = saved or (tmp_path / "vocab.txt").read_text()
+    write(tmp_path, **{tokenizer: "\ufeff" + content}, chat_template_jinja="\ufeffhi")
+    got = load(tmp_path)
+    assert [got.encode(t) for t in TEXTS] == [wanted.encode(t) for t in TEXTS]
+    assert got.chat_template == "hi"
 
 
 OVERRIDES: list[dict[str, Any]] = [
@@ -221,6 +274,35 @@ def test_config_beside_tokenizer_json(
     write(tmp_path, tokenizer_json=backend.to_str(), tokenizer_config_json=config)
     kind = BertTokenizer if named.startswith("Bert") else PreTrainedTokenizerFast
     same_ids(load(tmp_path), kind.from_pretrained(tmp_path), TEXTS)
+
+
+NORMALIZERS = {
+    "none": None,
+    "lower": normalizers.Lowercase(),
+    "accents": normalizers.Sequence(
+        [normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()]
+    ),
+    "sequence": normalizers.Sequence([normalizers.BertNormalizer(lowercase=True)]),
+}
+
+
+@pytest.mark.case("F13")
+@pytest.mark.parametrize("normalizer", NORMALIZERS.values(), ids=NORMALIZERS)
+@pytest.mark.parametrize("config", OVERRIDES, ids=str)
+def test_bert_has_its_own_normalizer(
+    tmp_path: Path, config: dict[str, Any], normalizer: Any
+) -> None:
+    vocabulary = {t: i for i, t in enumerate([*SPECIAL, *PIECES, *CAPITALS])}
+    backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(SPECIAL)
+    frame = [(t, vocabulary[t]) for t in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, frame)
+    config = {**config, "tokenizer_class": "BertTokenizerFast"}
+    write(tmp_path, tokenizer_json=backend.to_str(), tokenizer_config_json=config)
+    same_ids(load(tmp_path), BertTokenizer.from_pretrained(tmp_path), TEXTS)
 
 
 @pytest.mark.case("F13")
@@ -318,6 +400,30 @@ def test_residues(tmp_path: Path) -> None:
     for text, letter in (("M K t", "t"), ("mkt", "m"), ("MKJ", "J"), (">sp MKT", ">")):
         with pytest.raises(InputError, match=f"{letter!r} at character .* is not in the model's"):
             ours.encode(text)
+
+
+@pytest.mark.case("F14")
+@pytest.mark.parametrize("config", [{"do_lower_case": False}, {"do_lower_case": True}, {}], ids=str)
+def test_residues_in_a_tokenizer_of_bert(tmp_path: Path, config: dict[str, Any]) -> None:
+    # As transformers saves it: BERT's tokenizer makes [UNK] of a protein without blanks.
+    write(tmp_path, vocab_txt="\n".join(PROTEIN), tokenizer_config_json={"do_lower_case": False})
+    wanted = load(tmp_path)
+    theirs = BertTokenizer.from_pretrained(tmp_path)
+    assert theirs("MKT")["input_ids"][1:-1] == [PROTEIN.index("[UNK]")]
+    theirs.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    saved.pop("do_lower_case")
+    write(tmp_path / "saved", tokenizer_config_json={**saved, **config})
+    assert not (tmp_path / "saved" / "vocab.txt").exists()
+    same_ids(load(tmp_path / "saved"), theirs, SPACED)
+    for ours in (load(tmp_path / "saved"), Tokenizer.adapt(theirs)):
+        for text in (*SPACED, "MKTAYIAKQR QISFV\nKSHFS", "MK[MASK][MASK]L"):
+            ids = wanted.encode(text)
+            assert ours.encode(text) == ours.encode("".join(text.split())) == ids
+            assert ours.decode(ids) == wanted.decode(ids)
+        with pytest.raises(InputError, match=r"'J' at character 2 .* is not in the model's"):
+            ours.encode("MKJ")
+    assert theirs("MKT")["input_ids"][1:-1] == [PROTEIN.index("[UNK]")]  # it stays as it is
 
 
 def test_molecules(rxnfp_folder: Path) -> None:

@@ -135,7 +135,12 @@ std::string checkpoint_folder(const std::string& directory) {
   std::string folder = directory;
   while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
   check_folder(folder);
-  const std::string snapshots = folder + "/snapshots";
+  // Whoever looks for the files finds this folder first.
+  constexpr std::string_view kSnapshots = "/snapshots";
+  if (folder.ends_with(kSnapshots) && !entry_exists(folder + "/config.json")) {
+    folder.resize(folder.size() - kSnapshots.size());
+  }
+  const std::string snapshots = folder + std::string(kSnapshots);
   if (entry_exists(folder + "/config.json") || !entry_exists(snapshots)) return folder;
   const std::string main = folder + "/refs/main";
   if (entry_exists(main)) {

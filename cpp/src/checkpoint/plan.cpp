@@ -85,7 +85,16 @@ StoredTensor locate(const TensorSpec& spec, const Family& family, const TensorSt
   std::string hint;
   for (const auto& [name, stored] : store.tensors()) {
     if (!name.ends_with("." + wanted)) continue;
+    const std::string_view prefix = std::string_view(name).substr(0, name.size() - wanted.size());
     hint = " (there is " + quote(name) + ", but not all names start alike)";
+    for (const auto& [other, unused] : store.tensors()) {
+      if (other.starts_with(prefix)) continue;
+      hint.back() = ':';
+      hint += " " + quote(other) +
+              " does not; if it is no part of the model, leave it out: ignore=[" + quote(other) +
+              "])";
+      break;
+    }
     break;
   }
   fail(store.path(),

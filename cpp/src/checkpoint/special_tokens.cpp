@@ -60,10 +60,13 @@ class Search {
       return ids;
     }
     static constexpr const char* kKey = "eos_token_id";
-    for (const int64_t id : config_.integers(kKey, tokens())) add(id);
-    if (generation_) {
-      for (const int64_t id : generation_->integers(kKey, tokens())) add(id);
-    }
+    const auto add_stated = [&](const Config& config) {
+      for (const int64_t id : config.integers(kKey, kTokenIds)) {
+        add(inside({id, config.file()}, "the end token id", "eos_token_ids"));
+      }
+    };
+    add_stated(config_);
+    if (generation_) add_stated(*generation_);
     if (const auto found = named("eos_token"); found && !separates(found->id)) {
       add(inside(*found, "the end token id", "eos_token_ids"));
     }

@@ -5,9 +5,23 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-# As CommonMark has it, but at any indentation: models write blocks within lists.
-_OPENING = re.compile(r"([ \t]*)(`{3,}|~{3,})([^\n]*)")
+# As CommonMark has it, but at any indentation: models write blocks within lists, also right behind
+# the mark of an item.
+_OPENING = re.compile(r"([ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)?)(`{3,}|~{3,})([^\n]*)")
 _DEFINITION = re.compile(r"^(?:async[ \t]+def|def|class)[ \t]+(\w+)", re.M)
+
+
+def _without_end(text: str, names: set[str]) -> str:
+    """A program without the fence behind its last line, which nothing opened, and what follows."""
+    at = 0
+    for line in text.splitlines(keepends=True):
+        code = line.rstrip()
+        bare = code.rstrip("`")
+        if len(code) - len(bare) >= 3 and bare.strip() and "`" not in bare:
+            program = text[: at + len(bare)].rstrip() + "\n"
+            return program if names & set(_DEFINITION.findall(program)) else text
+        at += len(line)
+    return text
 
 
 @dataclass
@@ -91,6 +105,7 @@ def code_defining(text: str, names: set[str]) -> str:
     the first fence, which without any is the text as it is.
     """
     before, blocks, _ = _parts(text)
+    before = _without_end(before, names)
     written = [block for block in blocks if block.strip()]
     for part in (*written, before):
         if names & set(_DEFINITION.findall(part)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 
@@ -103,6 +104,11 @@ _SYMBOLS = {
 }
 
 
+def _vulgar(match: re.Match[str]) -> str:
+    above, _, below = unicodedata.normalize("NFKC", match[0]).partition("\u2044")
+    return rf"\frac{{{above}}}{{{below}}}"
+
+
 def normalise(answer: str) -> str:
     r"""One spelling for answers that look different and mean the same.
 
@@ -112,13 +118,14 @@ def normalise(answer: str) -> str:
     ``1 1/2`` becomes ``1\frac{1}{2}``, ``\sqrt3`` becomes ``\sqrt{3}``. Between digits a space
     stays: ``1 2`` is not ``12``.
     """
-    text = answer
+    text = re.sub("[\u00bc-\u00be\u2150-\u215e]", _vulgar, answer)  # a quarter to seven eighths
     for old, new in _SYMBOLS.items():
         text = text.replace(old, new)
     text = _without_thousands(_DEGREES.sub("", _DROPPED.sub("", text)))
     text = _without_units(re.sub(" +", " ", _SPACES.sub(" ", text)).strip())
     text = _TEXT.sub(r"\1", text).strip().removesuffix(".").strip()
-    if re.fullmatch(r"-? ?\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
+    text = re.sub(r"(?<=\d) ?[/\u2044] ?(?=\d)", "/", text)
+    if re.fullmatch(r"-? ?\d{1,3}(?:,\d{3})+(?:\.\d+| \d+/\d+)?", text):
         text = text.replace(",", "")
     if re.fullmatch(r"[A-Za-z ]{2,}", text):
         return text.lower()

@@ -181,7 +181,8 @@ TEST(CheckpointContent, APrefixOfAllNamesIsPassedOver) {
       model.config = plain.config;
       model.write(folder);
       expect_rejected([&] { load(folder.path()); }, folder.path("model.safetensors"),
-                      "there is \"" + model.weights[0].name + "\", but not all names start alike: \"other.weight\" does not");
+                      "there is \"" + model.weights[0].name +
+                          "\", but not all names start alike: \"other.weight\" does not");
       expect_rejected([&] { load(folder.path()); }, folder.path("model.safetensors"),
                       "leave it out: ignore=[\"other.weight\"]");
       EXPECT_TRUE(at::equal(load(folder.path(), ignore({"other.*"}))->embedding_table(), table));

@@ -200,7 +200,7 @@ TEST_F(Llada, RefusesEndTokensTheModelLacks) {
     folder_.write("generation_config.json", R"({"eos_token_id":)" + std::string(bad) + "}");
     SCOPED_TRACE(bad);
     expect_rejected([&] { load(folder_.path()); }, generation, "\"eos_token_id\"");
-    expect_rejected([&] { load(folder_.path()); }, generation, "0..11");
+    expect_rejected([&] { load(folder_.path()); }, generation, "0..11; or pass eos_token_ids");
   }
   folder_.write("generation_config.json", "{}");
   folder_.write("tokenizer_config.json", R"({"eos_token":"<e>"})");

@@ -61,8 +61,10 @@ class Search {
     }
     static constexpr const char* kKey = "eos_token_id";
     const auto add_stated = [&](const Config& config) {
-      for (const int64_t id : config.integers(kKey, kTokenIds)) {
-        add(inside({id, config.file()}, "the end token id", "eos_token_ids"));
+      try {
+        for (const int64_t id : config.integers(kKey, tokens())) add(id);
+      } catch (const CheckpointError& error) {
+        throw CheckpointError(std::string(error.what()) + "; or pass eos_token_ids");
       }
     };
     add_stated(config_);

@@ -151,9 +151,15 @@ def load(
     if progress is not None and not callable(progress):
         raise InputError(f"progress={progress!r}: it must be callable")
     # Absolute, since the working directory may be another one when the path is used again.
-    directory = Path(path).expanduser().absolute()
+    directory = Path(os.path.expanduser(path))  # what pathlib cannot expand it raises at
     if not os.path.exists(directory) and os.fspath(path) in names():
         directory = demo_checkpoint(os.fspath(path))
+    try:
+        directory = directory.absolute()
+    except OSError as error:
+        raise CheckpointError(
+            f"{shown(path)}: the working directory is gone, so give an absolute path"
+        ) from error
     if not os.path.isdir(directory):
         raise CheckpointError(_missing(directory, shown(os.fspath(path))))
     directory = Path(os.fsdecode(_core.checkpoint_folder(os.fsencode(directory))))

@@ -409,6 +409,22 @@ def copied(tmp_path: Path) -> Path:
 
 
 @pytest.mark.case("F09")
+def test_a_working_directory_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_model: tabes.Model
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert tabes.load("moses").path == tabes.load(tabes.demo_checkpoint()).path
+    with pytest.raises(tabes.CheckpointError, match="working directory is gone"):
+        tabes.load("other")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(tabes.CheckpointError, match="~nobody-here/x: no such folder"):
+        tabes.load("~nobody-here/x")
+
+
+@pytest.mark.case("F09")
 def test_a_folder_that_is_gone(copied: Path, demo_model: tabes.Model) -> None:
     model = tabes.load(copied)
     shutil.rmtree(copied)

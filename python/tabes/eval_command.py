@@ -100,7 +100,12 @@ def _add_prompting(command: argparse.ArgumentParser) -> None:
 
 
 def _block(text: str) -> int | None:
-    return None if text.lower() == "none" else int(text)
+    if text.lower() == "none":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor none") from None
 
 
 def _run(arguments: argparse.Namespace) -> int:

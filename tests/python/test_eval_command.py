@@ -148,7 +148,9 @@ def test_every_task_with_the_preset_of_the_paper(
             "policy confidence has no setting 'alpha'",
         ),
         (("-t", "infill", "--template", "no.txt"), "--template no.txt"),
-        (("-t", "infill", "--block-length", "x"), "--block-length"),
+        (("-t", "infill", "--block-length", "x"), "'x' is neither a number nor none"),
+        (("-t", "infill", "--code-seconds", "inf"), "code seconds inf: they must be above 0 and"),
+        (("-t", "infill", "--code-memory", "9" * 20), f"code memory {'9' * 20} MiB: at most"),
     ],
 )
 def test_errors_of_the_command(

@@ -355,3 +355,37 @@ def test_the_hub_fails_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(tabes.InputError, match=r"pip install 'tabes\[eval\]'"):
         from_hub("openai/gsm8k", "main", "test", "gsm8k")
+
+
+@pytest.mark.case("F26")
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("deep.jsonl", "[" * 100_000, "deep.jsonl: maximum recursion depth"),
+        ("deep.jsonl", '{"prompt": ' + "[" * 100_000, "deep.jsonl, line 1: maximum recursion"),
+        ("digits.jsonl", '\n{"prompt": ' + "9" * 5000 + "}", "digits.jsonl, line 2: Exceeds"),
+        ("nan.jsonl", '{"prompt": NaN, "answer": "C"}', "example 0: prompt is nan, not text"),
+        ("quote.csv", 'prompt,answer\nC[MASK],CC\n"C[MASK],CC\n', "quote.csv: row 2: unexpected"),
+        ("long.csv", "prompt,answer\nC[MASK]," + "C" * 200_000, "long.csv: row 1: field larger"),
+        ("twice.csv", "prompt,prompt,answer\nC,C[MASK],CC\n", "names the field 'prompt' twice"),
+        (
+            "separator.jsonl",
+            '{"prompt": "C[MASK]", "answer": "CC"}\n{"prompt": "C[MASK]\u2028", "answer": "CC"}',
+            "infill, separator.jsonl, example 1: '.u2028' at character 7",
+        ),
+        (
+            "surrogate.jsonl",
+            '{"prompt": "C[MASK]\\ud800", "answer": "CC"}',
+            "infill, surrogate.jsonl, example 0: .*lone surrogate",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_used_are_named(
+    tmp_path: Path, demo_model: tabes.Model, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(tabes.InputError, match=message):
+        evaluate(
+            demo_model, ["infill"], DRAWN, tmp_path, data={"infill": read_file(tmp_path / name)}
+        )
+    assert not (tmp_path / "outcomes.jsonl").exists()

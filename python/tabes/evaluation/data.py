@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +46,16 @@ def read_file(path: Path) -> Data:
     """
     text = read_text(path)
     if path.suffix.lower() == ".csv":
-        rows: list[Row] = list(
-            csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
-        )
+        reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
+        rows: list[Row] = []
+        try:
+            names = list(reader.fieldnames or [])
+            rows.extend(reader)
+        except csv.Error as error:  # a quote that does not close, a field without end
+            raise InputError(f"{path}: row {len(rows) + 1}: {error}") from error
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise InputError(f"{path}: the header names the field {twice[0]!r} twice")
         for number, row in enumerate(rows, 1):
             if "" in row or None in row.values():
                 raise InputError(f"{path}: row {number} has not as many fields as the header")
@@ -60,21 +68,21 @@ def read_file(path: Path) -> Data:
     return made(rows, path.name)
 
 
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also integers of 5000 digits
+        raise InputError(f"{where}: {error}") from error
+
+
 def _json_rows(path: Path, text: str) -> list[Row]:
     if text.lstrip().startswith("["):
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}: {error}") from error
+        values = _json(text, str(path))
         where = [f"element {i}" for i in range(len(values))]
     else:
         lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-        where, values = [f"line {n}" for n, _ in lines], []
-        for n, line in lines:
-            try:
-                values.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, line {n}: {error}") from error
+        where = [f"line {n}" for n, _ in lines]
+        values = [_json(line, f"{path}, line {n}") for n, line in lines]
     rows: list[Row] = []
     for place, value in zip(where, values, strict=True):
         if not isinstance(value, dict):
@@ -114,6 +122,8 @@ def text_field(row: Row, names: Sequence[str], where: str) -> str:
         value = row.get(name)
         if value is None:
             continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{where}: {name} is {value}, not text")
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise InputError(f"{where}: {name} is a {type(value).__name__}, not text")
         return str(value)

@@ -19,6 +19,7 @@ from pathlib import Path
 from tabes._core import InputError
 
 PASSED = "passed"
+_LONGEST, _LARGEST = 86_400, 1 << 40  # seconds and MiB: more is no limit, and fits none
 
 # The report is written only when the program has run to its end: a program that leaves early by
 # exit(0) has passed nothing. Standard input is empty and nobody reads the output.
@@ -50,10 +51,14 @@ class Limits:
     memory_mib: int = 2048
 
     def __post_init__(self) -> None:
-        if not self.seconds > 0:
-            raise InputError(f"code seconds {self.seconds}: they must be above 0")
+        if not 0 < self.seconds <= _LONGEST:
+            raise InputError(
+                f"code seconds {self.seconds}: they must be above 0 and at most {_LONGEST}"
+            )
         if self.memory_mib < 64:
             raise InputError(f"code memory {self.memory_mib} MiB: Python itself needs 64")
+        if self.memory_mib > _LARGEST:
+            raise InputError(f"code memory {self.memory_mib} MiB: at most {_LARGEST}")
 
 
 def run_program(source: str, limits: Limits) -> str:

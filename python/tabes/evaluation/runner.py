@@ -192,7 +192,7 @@ def _job(
     for number, row in enumerate(rows):
         where = f"{task.name}, {data.source}, example {number}"
         task.check(row, where)
-        canvas = task.canvas(model, row, where, settings.gen_length)
+        canvas = _canvas(task, model, row, where, settings.gen_length)
         check_length(model, canvas, where)
         canvases.append(canvas)
     protocol = task.protocol(model)
@@ -213,6 +213,15 @@ def _job(
             dataclasses.asdict(task.limits) if task.runs_code else None,
         ),
     )
+
+
+def _canvas(task: Task, model: Model, row: Row, where: str, gen_length: int) -> Canvas:
+    try:
+        return task.canvas(model, row, where, gen_length)
+    except InputError as error:  # the tokenizer's complaints name no example
+        if where in str(error):
+            raise
+        raise InputError(f"{where}: {error}") from error
 
 
 def _digest(*parts: Any) -> str:

@@ -72,16 +72,20 @@ TEST(ColumnStatistics, AreThoseOfWholeRows) {
 
 // case R01
 TEST(ColumnStatistics, OfWhatIsNoDistributionAreNaN) {
-  const at::Tensor logits = at::zeros({4, 8}, at::kDouble);
+  const at::Tensor logits = at::zeros({6, 8}, at::kDouble);
   logits[0][6] = std::numeric_limits<double>::quiet_NaN();
   logits[1].narrow(0, 1, 7).fill_(-kInfinity);  // nothing but the forbidden token
   logits[3][2] = kInfinity;
+  logits[4][0] = std::numeric_limits<double>::quiet_NaN();  // of the forbidden token
+  logits[5][0] = kInfinity;
   const ops::RowStatistics got = statistics_by_columns(Table(8), logits, to_tensor({0}), 3);
   for (const at::Tensor& t : {got.entropy, got.max_prob, got.margin}) {
     EXPECT_TRUE(t[0].isnan().item<bool>());
     EXPECT_TRUE(t[1].isnan().item<bool>());
     EXPECT_TRUE(t[2].isfinite().item<bool>());
     EXPECT_TRUE(t[3].isnan().item<bool>());
+    EXPECT_TRUE(t[4].isnan().item<bool>());
+    EXPECT_TRUE(t[5].isnan().item<bool>());
   }
 }
 

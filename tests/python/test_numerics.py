@@ -78,6 +78,18 @@ def test_bad_logits_are_named_at_once(
 
 
 @pytest.mark.case("R01")
+@pytest.mark.parametrize("token", [MASK, 3])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("policy", "on_device"), ROUTES)
+def test_bad_logits_of_tokens_that_are_never_written_are_named(
+    policy: str, on_device: bool, value: float, token: int
+) -> None:
+    with pytest.raises(tabes.NumericsError, match=f"^step 0, sequence 1, position {BAD}: "):
+        run(poisoned(value, masks=6, token=token), policy, on_device, forbidden=[3, 6])
+    assert run(poisoned(-math.inf, masks=6, token=token), policy, on_device, forbidden=[3]).finished
+
+
+@pytest.mark.case("R01")
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize(("policy", "on_device"), ROUTES)
 def test_bad_logits_of_later_steps_are_named(policy: str, on_device: bool, value: float) -> None:

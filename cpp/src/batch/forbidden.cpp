@@ -1,11 +1,16 @@
 #include "batch/forbidden.h"
 
+#include <ATen/core/Tensor.h>
+
 #include <algorithm>
+#include <limits>
 
 #include "messages.h"
 
 namespace tabes {
 namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 void sort_out(std::vector<int64_t>& ids) {
   std::sort(ids.begin(), ids.end());
@@ -29,6 +34,11 @@ std::vector<int64_t> checked_forbidden(const ModelInfo& info, std::vector<int64_
     refuse("every token is forbidden; leave at least one to write");
   }
   return ids;
+}
+
+at::Tensor& forbid(at::Tensor& logits, const at::Tensor& forbidden) {
+  // NaN - inf and inf - inf are NaN, and all else - inf is -inf.
+  return logits.index_copy_(1, forbidden, logits.index_select(1, forbidden).sub_(kInfinity));
 }
 
 std::vector<int64_t> never_text(std::vector<int64_t> ids, int64_t mask,

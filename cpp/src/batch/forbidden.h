@@ -13,6 +13,11 @@ namespace tabes {
 std::vector<int64_t> checked_forbidden(const ModelInfo& info, std::vector<int64_t> ids,
                                        bool allow_special);
 
+// Gives these tokens ([f] int64, on the device) probability 0 in logits [n, V], in place; returns
+// them. What is NaN or infinite in their columns is NaN from then on, so that a model that computes
+// it is found out whichever token it is at.
+at::Tensor& forbid(at::Tensor& logits, const at::Tensor& forbidden);
+
 // `ids` as ModelInfo::special_token_ids has them: sorted, without repeats, `mask` and `ends`.
 std::vector<int64_t> never_text(std::vector<int64_t> ids, int64_t mask,
                                 const std::vector<int64_t>& ends);

@@ -58,13 +58,14 @@ Merged merged(const Merged& a, const Merged& b) {
 ops::RowStatistics statistics_by_columns(const Denoiser& model, const at::Tensor& features,
                                          const at::Tensor& forbidden, int64_t columns) {
   const int64_t vocab = model.info().vocab_size;
-  at::Tensor is_forbidden = at::zeros({vocab}, features.options().dtype(at::kBool));
-  is_forbidden.index_fill_(0, forbidden, 1);
+  // Added to logits: what is NaN or infinite among the forbidden stays seen, as in forbid().
+  at::Tensor never = at::zeros({vocab}, features.options());
+  never.index_fill_(0, forbidden, -kInfinity);
   Merged all;
   for (int64_t from = 0; from < vocab; from += columns) {
     const int64_t count = std::min(columns, vocab - from);
     at::Tensor logits = model.project_columns(features, from, count).contiguous();
-    logits.masked_fill_(is_forbidden.narrow(0, from, count), -kInfinity);
+    logits.add_(never.narrow(0, from, count));
     const ops::RowStatistics s = ops::row_statistics(logits);
     const at::Tensor top = at::gather(logits, 1, s.argmax.unsqueeze(1)).squeeze(1);
     const Merged part = of_part(s, top, from);

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "batch/forbidden.h"
 #include "batch/pieces.h"
 #include "decode/column_statistics.h"
 #include "ops/call.h"
@@ -99,7 +100,7 @@ Predicted predict(const Denoiser& model, const PredictRequest& request) {
     const int64_t count = std::min(piece, n - from);
     const auto projected = [&](int64_t first) {
       at::Tensor logits = model.project(features.narrow(0, first, count)).contiguous();
-      return logits.index_fill_(1, request.forbidden, -kInfinity);
+      return forbid(logits, request.forbidden);
     };
     at::Tensor logits = projected(from);
     if (request.unguided) logits = guided(logits, projected(n + from), options.cfg_scale);

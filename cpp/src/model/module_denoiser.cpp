@@ -192,7 +192,7 @@ EntropyGradient ModuleDenoiser::entropy_gradient(const GradientRequest& request)
     result.cost.head_rows += group.count();
 
     at::Tensor seed = logits.detach().clone(at::MemoryFormat::Contiguous);
-    seed.index_fill_(1, request.forbidden, -std::numeric_limits<double>::infinity());
+    forbid(seed, request.forbidden);
     const ops::RowStatistics s = ops::row_statistics(seed);
     result.entropy.index_copy_(0, asked_place, s.entropy);
     if (changed.local.empty()) continue;

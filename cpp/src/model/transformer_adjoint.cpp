@@ -17,6 +17,7 @@
 #include <cmath>
 #include <limits>
 
+#include "batch/forbidden.h"
 #include "batch/pieces.h"
 #include "model/precision.h"
 #include "model/transformer.h"
@@ -149,7 +150,7 @@ at::Tensor Transformer::head_adjoint(const at::Tensor& x, const GradientRequest&
     const int64_t count = std::min(piece, n - from);
     const auto part = [&](const at::Tensor& t) { return t.narrow(0, from, count); };
     at::Tensor logits = head_(part(features)).contiguous();
-    logits.index_fill_(1, request.forbidden, -std::numeric_limits<double>::infinity());
+    forbid(logits, request.forbidden);
     const ops::RowStatistics s = ops::row_statistics(logits);
     part(entropy).copy_(s.entropy);
     ops::entropy_adjoint_(logits, s.argmax, s.max_prob, s.entropy, part(weight));

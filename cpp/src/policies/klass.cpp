@@ -6,6 +6,7 @@
 #include <limits>
 #include <unordered_map>
 
+#include "batch/forbidden.h"
 #include "batch/pieces.h"
 #include "batch/rows.h"
 #include "plain_dispatch.h"
@@ -65,7 +66,7 @@ class Klass final : public NamedPolicy {
  private:
   static at::Tensor distributions(const StepContext& context, const at::Tensor& features) {
     at::Tensor logits = context.model.project(features).contiguous();
-    logits.index_fill_(1, context.forbidden, -std::numeric_limits<double>::infinity());
+    forbid(logits, context.forbidden);
     const auto real = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     return at::log_softmax(logits, 1, real);
   }

@@ -156,7 +156,7 @@ Looked looked_at(const Denoiser& model, const at::Tensor& features, const at::Te
   for (int64_t from = 0; from < n; from += piece) {
     const int64_t count = std::min(piece, n - from);
     at::Tensor logits = model.project(features.narrow(0, from, count)).contiguous();
-    logits.index_fill_(1, forbidden, -std::numeric_limits<double>::infinity());
+    forbid(logits, forbidden);
     const ops::RowStatistics s = ops::row_statistics(logits);
     all.token.narrow(0, from, count).copy_(s.argmax);
     all.entropy.narrow(0, from, count).copy_(s.entropy);

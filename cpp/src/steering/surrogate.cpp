@@ -10,6 +10,7 @@
 #include <cmath>
 #include <limits>
 
+#include "batch/forbidden.h"
 #include "batch/pieces.h"
 #include "batch/rows.h"
 #include "messages.h"
@@ -34,7 +35,7 @@ at::Tensor directions(const Denoiser& model, const SurrogateRequest& request) {
   for (int64_t from = 0; from < n; from += piece) {
     at::Tensor logits =
         model.project(request.features.narrow(0, from, std::min(piece, n - from))).contiguous();
-    logits.index_fill_(1, request.forbidden, -std::numeric_limits<double>::infinity());
+    forbid(logits, request.forbidden);
     if (tau == 0) {
       const ops::RowStatistics s = ops::row_statistics(logits);
       const at::Tensor bad = s.entropy.isnan().unsqueeze(1);

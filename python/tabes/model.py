@@ -144,6 +144,8 @@ def load(
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"path={path!r}: give the checkpoint folder, as a string or a Path")
+    if not os.fspath(path):  # which pathlib takes for the working directory
+        raise InputError("path is empty: give the checkpoint folder, or a bundled model's name")
     mask_token_id = optional_integer(mask_token_id, "mask_token_id")
     given = listed(ignore, "ignore", "a list of patterns of tensor names")
     patterns = [word(pattern, f"ignore[{i}]") for i, pattern in enumerate(given)]

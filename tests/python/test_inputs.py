@@ -422,6 +422,8 @@ def test_a_working_directory_that_is_gone(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(tabes.CheckpointError, match="~nobody-here/x: no such folder"):
         tabes.load("~nobody-here/x")
+    with pytest.raises(tabes.InputError, match="path is empty"):
+        tabes.load("")
 
 
 @pytest.mark.case("F09")

@@ -271,8 +271,16 @@ def test_a_python_policy_counts_remasks_and_looks_ahead(model: tabes.Model) -> N
     [
         ("adaptive", lambda c: tabes.Decision(c.predictions.confidence, [0]), "reveals 0 rows"),
         ("adaptive", lambda c: tabes.Decision(c.predictions.confidence, [99]), "reveals 99 rows"),
-        ("adaptive", lambda c: tabes.Decision(c.predictions.confidence), "0 counts for 1"),
-        ("quota", lambda c: tabes.Decision(c.predictions.confidence, [1]), "1 counts for 0"),
+        (
+            "adaptive",
+            lambda c: tabes.Decision(c.predictions.confidence),
+            "0 counts for 1.*one for each",
+        ),
+        (
+            "quota",
+            lambda c: tabes.Decision(c.predictions.confidence, [1]),
+            "1 counts for 0.*another pace",
+        ),
         ("timed", lambda c: tabes.Decision(c.predictions.confidence, [1], [0]), "masks row 0"),
         ("adaptive", lambda c: tabes.Decision(c.predictions.confidence, [1], [2]), "masks row 2"),
         ("hasty", lambda c: tabes.Decision(c.predictions.confidence), "pace 'hasty'"),

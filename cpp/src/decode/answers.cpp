@@ -43,7 +43,9 @@ Decision checked(const Policy& policy, Decision given, int64_t eligible, int64_t
   const int64_t counts = policy.pace() == Pace::quota ? 0 : sequences;
   if (static_cast<int64_t>(given.count.size()) != counts) {
     refuse("policy ", policy.name(), " gave ", given.count.size(), " counts for ", counts,
-           " sequences of its pace");
+           " sequences of its pace; ",
+           counts > 0 ? "a Decision needs one for each sequence"
+                      : "give none where the schedule says how many, or another pace");
   }
   int64_t before = -1;
   for (const int64_t row : given.probes) {

@@ -320,7 +320,7 @@ def test_guidance_and_steering_together(demo_model: tabes.Model) -> None:
         (dict(alpha="0.5"), "alpha='0.5': it must be a number"),
         (dict(alpha=None), "alpha=None: it must be a number"),
         (dict(alpha=[0.5, "x"]), r"alpha\[1\]='x': it must be a number"),
-        (dict(alpha=10**400), "alpha=1000.*: it must be a number"),
+        (dict(alpha=10**400), "alpha: it must be a number that fits a double"),
         (dict(tau=torch.ones(2)), "tau=.*: it must be a number"),
         (dict(tau="warm"), "tau='warm': it must be a number"),
         (dict(halo=0.5), "halo=0.5: it must be an integer"),

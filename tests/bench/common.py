@@ -12,6 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "python" / "training"))
 
 from llada_torch import LLaDA, LLaDAConfig
+from tabes.process_memory import AddedMemory, memory
 from trainer import build_tokenizer, export
 
 SIZES = {
@@ -51,19 +52,14 @@ def ratio(times: list[float], base: list[float]) -> str:
     return f"{statistics.median(pairs):.2f} ({low:.2f}-{high:.2f})"
 
 
-def status(name: str) -> float:
-    """MiB of the kernel's status of this process."""
-    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 1024
-
-
 def resident() -> float:
     """MiB."""
-    return status("VmRSS")
+    return memory("VmRSS") or float("nan")
 
 
 def peak_of(work: Callable[[], object]) -> float:
     """MiB that `work` added to this process at its worst, whatever ran in it before."""
-    base = resident()
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts again from here
+    added = AddedMemory()
     work()
-    return status("VmHWM") - base
+    mib = added.mib()
+    return float("nan") if mib is None else mib

@@ -15,7 +15,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "batch/forbidden.h"
 #include "batch/pieces.h"

@@ -3,7 +3,6 @@
 #include <ATen/ops/log_softmax.h>
 
 #include <algorithm>
-#include <limits>
 #include <unordered_map>
 
 #include "batch/forbidden.h"
